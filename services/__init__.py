@@ -1,0 +1,1 @@
+"""The four services: poller, enricher, writer, api. None imports another."""

@@ -1,0 +1,81 @@
+"""The connection to PostgreSQL: one way to open a pool, raw JSON bytes in and out, errors worth waiting for."""
+
+import asyncio
+import logging
+from datetime import datetime
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+logger = logging.getLogger(__name__)
+
+# What goes away when PostgreSQL restarts, fails over, resolves a deadlock or is out of connections.
+TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    OSError,
+    TimeoutError,
+)
+
+_JSONB_VERSION = b"\x01"
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """The same address with SQLAlchemy's name for the asyncpg driver."""
+    parts = urlsplit(database_url)
+    return urlunsplit(parts._replace(scheme="postgresql+asyncpg"))
+
+
+async def _pass_jsonb_through(connection: asyncpg.Connection) -> None:
+    """Hand jsonb over as the bytes that came, without decoding: orders are never parsed and re-encoded."""
+    await connection.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        format="binary",
+        encoder=lambda raw: _JSONB_VERSION + raw,
+        decoder=lambda raw: raw[1:],
+    )
+
+
+async def open_pool(database_url: str, *, service: str, max_size: int) -> asyncpg.Pool:
+    """Open a pool whose `jsonb` values are `bytes`; raises the driver's errors if PostgreSQL is away."""
+    return await asyncpg.create_pool(
+        database_url,
+        min_size=1,
+        max_size=max_size,
+        init=_pass_jsonb_through,
+        command_timeout=60,
+        timeout=10,
+        server_settings={
+            "application_name": f"orders-backup/{service}",
+            "idle_in_transaction_session_timeout": "60000",
+            "timezone": "UTC",
+        },
+    )
+
+
+async def wait_for_pool(database_url: str, *, service: str, max_size: int) -> asyncpg.Pool:
+    """Like `open_pool`, but waits as long as PostgreSQL is away; a wrong password or database name is an error."""
+    delay = 0.2
+    while True:
+        try:
+            return await open_pool(database_url, service=service, max_size=max_size)
+        except TRANSIENT_DATABASE_ERRORS as error:
+            logger.warning("PostgreSQL is not reachable yet", extra={"error": str(error), "retry_in_seconds": delay})
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5.0)
+
+
+async def database_now(connection: asyncpg.Pool | asyncpg.Connection) -> datetime:
+    """PostgreSQL's wall clock at this moment."""
+    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    return now

@@ -1,0 +1,137 @@
+"""Structured JSON logs (requirement G2): `timestamp, level, logger, message, user_id, correlation_id, extra`.
+
+One format for our records, FastStream's, uvicorn's and aiokafka's. The correlation id comes from a context
+variable, so that a request keeps its id through the API, Kafka and every service.
+"""
+
+import logging
+import logging.handlers
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from shared.settings import LogSettings
+
+correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+user_id: ContextVar[str | None] = ContextVar("user_id", default=None)
+
+_FILE_BYTES = 5 * 1024 * 1024
+_FILES = 3
+
+# JSON web tokens, and whatever follows the words with which Allegro's OAuth errors echo a token (allegro-api.md 2).
+_SECRETS = re.compile(
+    r"eyJ[\w-]+(?:\.[\w-]*){0,2}"
+    r"|(?<=expired: )\S+|(?<=refresh token: )\S+"
+    r"|(?<=Bearer )\S+|(?<=Basic )\S+"
+    r"|(?<=refresh_token=)[^&\s\"']+|(?<=device_code=)[^&\s\"']+|(?<=access_token=)[^&\s\"']+"
+    r"|(?<=device_code/)[^/\s\"']+|(?<=auth/status/)[^/\s\"'?]+"
+)
+_STANDARD = {"timestamp", "level", "logger", "event", "user_id", "correlation_id"}
+
+
+def scrub(text: str) -> str:
+    """The text without anything that looks like a token or a device code."""
+    return _SECRETS.sub("***", text)
+
+
+def _scrub_values(value: Any) -> Any:
+    match value:
+        case str():
+            return scrub(value)
+        case Mapping():
+            return {key: _scrub_values(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_scrub_values(item) for item in value]
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return scrub(str(value))
+
+
+def _arrange(_logger: Any, _method: str, event: structlog.typing.EventDict) -> Mapping[str, Any]:
+    """Bring every record into the documented shape, scrubbed."""
+    extra = {key: value for key, value in event.items() if key not in _STANDARD and not key.startswith("_")}
+    arranged = {
+        "timestamp": event.get("timestamp"),
+        "level": event.get("level"),
+        "logger": event.get("logger"),
+        "message": event.get("event"),
+        "user_id": event.get("user_id", user_id.get()),
+        "correlation_id": event.get("correlation_id", correlation_id.get()),
+        "extra": extra,
+    }
+    scrubbed: Mapping[str, Any] = _scrub_values(arranged)
+    return scrubbed
+
+
+def configure(settings: LogSettings, *, service: str) -> None:
+    """Send every record of this process to stdout, and to a rotating file where one is asked for."""
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            _arrange,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+    )
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if settings.log_dir is not None:
+        settings.log_dir.mkdir(parents=True, exist_ok=True)
+        handlers.append(
+            logging.handlers.RotatingFileHandler(
+                settings.log_dir / f"{service}.log",
+                maxBytes=_FILE_BYTES,
+                backupCount=_FILES - 1,
+                encoding="utf-8",
+            )
+        )
+    root = logging.getLogger()
+    root.handlers = handlers
+    root.setLevel(settings.log_level)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+    # FastStream and uvicorn attach handlers of their own at import: theirs go, ours stay.
+    for name in (
+        "faststream",
+        "faststream.access",
+        "faststream.access.kafka",
+        "uvicorn",
+        "uvicorn.error",
+        "uvicorn.access",
+    ):
+        other = logging.getLogger(name)
+        other.handlers = []
+        other.propagate = True
+    for noisy in ("httpx", "httpcore", "uvicorn.access", "aiokafka.consumer.group_coordinator"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+@contextmanager
+def correlated(identifier: str | None, *, user: str | None = None) -> Iterator[str]:
+    """Give everything logged and published inside the block one correlation id (a new one if there is none)."""
+    chosen = identifier or uuid4().hex
+    correlation_token = correlation_id.set(chosen)
+    user_token = user_id.set(user) if user is not None else None
+    try:
+        yield chosen
+    finally:
+        correlation_id.reset(correlation_token)
+        if user_token is not None:
+            user_id.reset(user_token)
+
+
+def current_correlation_id() -> str:
+    """The id of what is being done now, or a new one outside of any block."""
+    return correlation_id.get() or uuid4().hex

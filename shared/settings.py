@@ -1,0 +1,193 @@
+"""Settings from the environment and `.env`, in small groups that a service composes; each names its variables.
+
+Every variable is explained in `.env.example`; a test keeps the two together.
+"""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.encryption import Keyring
+from shared.errors import ConfigurationError
+from shared.topics import Topics
+
+_USER_AGENT = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9.+_-]+( \(\+https?://[^\s()]+\))?$")
+
+_API_HOSTS = {"production": "https://api.allegro.pl", "sandbox": "https://api.allegro.pl.allegrosandbox.pl"}
+_AUTH_HOSTS = {"production": "https://allegro.pl", "sandbox": "https://allegro.pl.allegrosandbox.pl"}
+
+
+class Group(BaseSettings):
+    """Base of every group: read from the environment first, then from `.env`."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+
+class DatabaseSettings(Group):
+    database_url: SecretStr = Field(description="postgresql://user:password@host:port/database")
+    database_pool_size: int = Field(default=10, ge=2, le=200, description="connections per process")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+
+class KafkaSettings(Group):
+    kafka_bootstrap_servers: Annotated[tuple[str, ...], NoDecode] = Field(description="host:port[,host:port...]")
+    kafka_topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="put before every topic name")
+    kafka_topic_partitions: int = Field(
+        default=12,
+        ge=1,
+        le=1000,
+        description="of each topic at its creation: the upper bound of useful replicas",
+    )
+    kafka_replication_factor: int = Field(default=1, ge=1, le=9, description="of each topic at its creation")
+    kafka_idempotent_producer: bool = Field(
+        default=False,
+        description="needs a broker with InitProducerId; not needed: every effect is idempotent",
+    )
+    kafka_compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(default="lz4")
+
+    @field_validator("kafka_bootstrap_servers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(filter(None, (server.strip() for server in value.split(","))))
+        return value
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _has_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(re.fullmatch(r"\S+:\d+", server) for server in value):
+            raise ValueError("must be host:port[,host:port...]")
+        return value
+
+    @cached_property
+    def topics(self) -> Topics:
+        return Topics(self.kafka_topic_prefix)
+
+
+class AllegroSettings(Group):
+    allegro_environment: Literal["production", "sandbox"] = Field(default="production")
+    allegro_api_url: str = Field(default="", description="overrides the environment's API address (simulator)")
+    allegro_auth_url: str = Field(default="", description="overrides the environment's OAuth address (simulator)")
+    allegro_client_id: str = Field(min_length=1, description="of an app registered as type DEVICE (#6639)")
+    allegro_client_secret: SecretStr
+    allegro_user_agent: str = Field(
+        description="<name of the registered app>/<version> (+https://info-page): mandatory since June 2026 (#13126)"
+    )
+    allegro_accept_language: Literal["en-US", "pl-PL", "uk-UA", "sk-SK", "cs-CZ", "hu-HU"] = Field(default="en-US")
+    allegro_timeout_seconds: float = Field(default=30.0, gt=0, le=300)
+    allegro_client_limit_per_minute: int = Field(
+        default=9000, ge=1, description="one client id, all sellers and replicas"
+    )
+    allegro_events_limit_per_minute: int = Field(default=60, ge=1, description="GET /order/events, per token")
+    allegro_list_limit_per_minute: int = Field(default=100, ge=1, description="GET /order/checkout-forms, per token")
+    allegro_detail_limit_per_minute: int = Field(
+        default=1000, ge=1, description="GET /order/checkout-forms/{id}, per token"
+    )
+    allegro_device_limit_per_minute: int = Field(default=10, ge=1, description="starts of the device flow")
+    allegro_live_share: float = Field(
+        default=0.3, ge=0.0, lt=1.0, description="part of the client limit that bulk loads never use"
+    )
+    allegro_limit_minute_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=60,
+        description="length of the limits' minute: shorter only against the simulator",
+    )
+
+    @field_validator("allegro_user_agent")
+    @classmethod
+    def _is_well_formed(cls, value: str) -> str:
+        if not _USER_AGENT.fullmatch(value):
+            raise ValueError(
+                "must read <registered-app-name>/<version> (+https://info-page), without spaces in the name"
+            )
+        return value
+
+    @field_validator("allegro_api_url", "allegro_auth_url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")
+
+    @property
+    def api_url(self) -> str:
+        return self.allegro_api_url or _API_HOSTS[self.allegro_environment]
+
+    @property
+    def auth_url(self) -> str:
+        return self.allegro_auth_url or _AUTH_HOSTS[self.allegro_environment]
+
+
+class EncryptionSettings(Group):
+    encryption_keys: SecretStr = Field(
+        default=SecretStr(""), description="<id>:<base64 of 32 bytes>[,...]; first is used for new secrets"
+    )
+    encryption_keys_file: Path | None = Field(default=None, description="the same, one key a line, from a file")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if bool(self.encryption_keys.get_secret_value()) == (self.encryption_keys_file is not None):
+            raise ValueError("give either ENCRYPTION_KEYS or ENCRYPTION_KEYS_FILE")
+        return self
+
+    def keyring(self) -> Keyring:
+        """The keys; raises ConfigurationError that names the variable."""
+        if self.encryption_keys_file is None:
+            return Keyring.parse(self.encryption_keys.get_secret_value())
+        try:
+            return Keyring.parse(self.encryption_keys_file.read_text("ascii"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"ENCRYPTION_KEYS_FILE: {error}") from error
+
+
+class SyncSettings(Group):
+    sync_interval_seconds: int = Field(default=180, ge=1, description="between two looks into a token's journal")
+    sync_full_interval_seconds: int = Field(default=6 * 3600, ge=10, description="between two complete listings")
+    sync_tracked_event_types: Annotated[frozenset[str], NoDecode] = Field(
+        default=frozenset(),
+        description="types that cause a fetch, comma-separated; empty: all; every type is stored",
+    )
+    sync_list_lag_seconds: float = Field(
+        default=60.0, ge=0, description="how old a list page may be: its observations are dated back by this"
+    )
+    sync_history_retention_days: int = Field(default=90, ge=1)
+    sync_events_retention_days: int = Field(default=730, ge=61, description="of order_events; orders are never removed")
+
+    @field_validator("sync_tracked_event_types", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return frozenset(filter(None, (name.strip() for name in value.split(","))))
+        return value
+
+
+class LogSettings(Group):
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO")
+    log_dir: Path | None = Field(default=None, description="also write <service>.log here: 5 MB, 3 files")
+
+
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+def load(settings: type[_Settings]) -> _Settings:
+    """Read and validate; raises ConfigurationError with one line a variable and never its value."""
+    try:
+        return settings()
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_input=False, include_url=False):
+            name = ".".join(str(part) for part in item["loc"]).upper()
+            complaint = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {complaint}" if name else complaint)
+        raise ConfigurationError("; ".join(lines)) from None
