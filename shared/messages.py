@@ -96,13 +96,19 @@ class OrderEvent(_Record):
     order_id: str | None = Field(default=None, description="checkoutForm.id")
     bought_at: AwareDatetime | None = Field(default=None, description="newest line item")
     fetch: bool = Field(default=True, description="false: the order is covered by the initial load")
+    wanted_after: AwareDatetime = Field(
+        description="a look made at or after this shows what the event is about, by the clock of observed_at"
+    )
     run_id: UUID
     run_last_event_id: int = Field(ge=0, lt=2**63, description="the run is complete when this one is stored")
     event: RawJson
 
 
 class OrderFetch(_Record):
-    """Look at this order again: asked for by hand, or because an earlier attempt did not succeed."""
+    """Look at this order: asked for by hand, or because an earlier attempt did not succeed.
+
+    A mere trigger: what is owed stands in `pending_fetches`, so losing or repeating this record does no harm.
+    """
 
     kind: Literal["order-fetch"] = "order-fetch"
     order_id: str

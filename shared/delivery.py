@@ -1,0 +1,161 @@
+"""What becomes of a consumed record: its effect is durable and the offset moves, or the same record comes again.
+
+There are two ends for a record, and no third: *done*, or *dead letter*. "Retry
+later" is a row in `pending_fetches`, "not now" is waiting here; neither moves an offset. FastStream's own consumers
+acknowledge too early for that (a header that is null skips a record under every policy; a failed handler is either
+skipped or repeated without a pause), so we read with aiokafka under FastStream's lifespan.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from shared.logs import scrub
+from shared.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+_MAX_ERROR_LENGTH = 2000
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record that cannot be processed: as it came, where it stood, why, and after how many attempts (D2)."""
+
+    service: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    error_type: str
+    error: str
+    attempts: int = 1
+
+    @classmethod
+    def of(cls, record: ConsumerRecord, error: Exception, *, service: str, attempts: int = 1) -> "DeadLetter":
+        return cls(
+            service=service,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            key=record.key,
+            value=record.value,
+            headers=tuple(record.headers),
+            error_type=type(error).__name__,
+            error=scrub(str(error))[:_MAX_ERROR_LENGTH],
+            attempts=attempts,
+        )
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.value or b"").digest()
+
+    @property
+    def token_id(self) -> int | None:
+        """The token that the key names, if it names one."""
+        key = self.key or b""
+        return int(key) if key.isdigit() and len(key) < 19 else None
+
+    def header_json(self) -> bytes:
+        """The headers as stored: pairs of name and base64 value, since values may be null or any bytes."""
+        pairs = [(name, None if value is None else base64.b64encode(value).decode()) for name, value in self.headers]
+        return json.dumps(pairs).encode()
+
+    def record_headers(self) -> list[tuple[str, bytes]]:
+        """Headers of the record on the dead-letter topic: the original ones that are not null, and the cause."""
+        original = [(name, value) for name, value in self.headers if value is not None]
+        return original + [
+            ("dead-letter-service", self.service.encode()),
+            ("dead-letter-topic", self.topic.encode()),
+            ("dead-letter-partition", str(self.partition).encode()),
+            ("dead-letter-offset", str(self.offset).encode()),
+            ("dead-letter-error-type", self.error_type.encode()),
+            ("dead-letter-error", self.error.encode()),
+            ("dead-letter-attempts", str(self.attempts).encode()),
+        ]
+
+    @classmethod
+    def from_record(cls, record: ConsumerRecord) -> "DeadLetter":
+        """Read one back from the dead-letter topic; whatever it lacks is filled with where it was found."""
+        own = {name: value for name, value in record.headers if name.startswith("dead-letter-") and value is not None}
+
+        def text(name: str, default: str) -> str:
+            return own.get(f"dead-letter-{name}", default.encode()).decode("utf-8", "replace")
+
+        def number(name: str, default: int) -> int:
+            found = text(name, "")
+            return int(found) if found.isdigit() else default
+
+        return cls(
+            service=text("service", "unknown"),
+            topic=text("topic", record.topic),
+            partition=number("partition", record.partition),
+            offset=number("offset", record.offset),
+            key=record.key,
+            value=record.value,
+            headers=tuple((name, value) for name, value in record.headers if name not in own),
+            error_type=text("error-type", "unknown"),
+            error=text("error", ""),
+            attempts=number("attempts", 1),
+        )
+
+
+def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll_interval_ms: int) -> AIOKafkaConsumer:
+    """A consumer that commits nothing by itself and starts at the beginning where no offset is known.
+
+    Range assignment gives one member the same partition numbers of every topic: a token's events and orders meet.
+    The rebalance timeout is the time a member gets to finish what it holds; aiokafka's default is the session's 10 s.
+    """
+    return AIOKafkaConsumer(
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        group_id=f"{settings.kafka_topic_prefix}{group}",
+        client_id=f"orders-backup-{service}",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        session_timeout_ms=30_000,
+        heartbeat_interval_ms=3_000,
+        rebalance_timeout_ms=60_000,
+        max_poll_interval_ms=max_poll_interval_ms,
+        max_partition_fetch_bytes=4 << 20,
+        fetch_max_bytes=16 << 20,
+        metadata_max_age_ms=30_000,
+        partition_assignment_strategy=(RangePartitionAssignor,),
+    )
+
+
+def next_offsets(records: Iterable[ConsumerRecord]) -> dict[TopicPartition, int]:
+    """The offsets to commit once these records are done: one past the last of each partition."""
+    return {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
+
+
+async def commit(consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
+    """Commit; if the partitions moved on or the broker is away, the records come again and change nothing."""
+    if not offsets:
+        return
+    try:
+        await consumer.commit(dict(offsets))
+    except (CommitFailedError, IllegalStateError, KafkaError) as error:
+        logger.warning("offsets not committed: these records will come again", extra={"error": repr(error)})
+
+
+class RebalanceLog(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """Says which partitions came and went."""
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        logger.info("partitions revoked", extra={"partitions": sorted(str(tp) for tp in revoked)})
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        logger.info("partitions assigned", extra={"partitions": sorted(str(tp) for tp in assigned)})
