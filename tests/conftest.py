@@ -1,0 +1,170 @@
+"""What every test may ask for: an empty or migrated database of its own, a broker, names nobody else uses.
+
+One PostgreSQL and one broker serve the whole session, started when the first test asks. Which ones: `KAFKA=` and
+`DATABASE_URL` / `KAFKA_BOOTSTRAP_SERVERS`, as for the demo (`devstack.brokers`).
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import psutil
+import pytest
+
+from devstack.brokers import Broker, Database, choose_broker, choose_database
+from devstack.errors import DevstackError
+from devstack.kafka_client import finish
+
+# The choice of servers is read once, here; after that no test sees the variables of whoever runs it.
+_CHOICE = {name: os.environ.get(name, "") for name in ("KAFKA", "KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")}
+_OURS = ("ALLEGRO_", "API_", "DATABASE_", "ENCRYPTION_", "ENRICHER_", "KAFKA", "LOG_", "POLLER_", "SYNC_", "WRITER_")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of ours and no `.env` of the developer reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(_OURS):
+            monkeypatch.delenv(name)
+
+    from shared.settings import Group
+
+    def without_dotenv(settings_cls: object, init_settings: object, env_settings: object, *_: object) -> object:
+        return init_settings, env_settings
+
+    monkeypatch.setattr(Group, "settings_customise_sources", without_dotenv)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Fail loudly if a server or service that a test started is still running at the end."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    yield
+
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    names = []
+    for child in left:
+        try:
+            command = " ".join(child.cmdline()) or child.name()
+            if "multiprocessing.resource_tracker" in command:
+                continue
+            names.append(f"{child.pid}: {command}")
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    if names:
+        pytest.fail("processes were left running:\n" + "\n".join(names))
+
+
+@pytest.fixture(scope="session")
+def server_folder(_no_process_is_left: None) -> Iterator[Path]:
+    """Where the session's servers keep data and logs."""
+    folder = Path(tempfile.mkdtemp(prefix="orders-backup-tests-"))
+
+    yield folder
+
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_folder: Path) -> Iterator[Database]:
+    """The PostgreSQL of this session, without durability: only the machine could lose data, and tests keep none."""
+    try:
+        database = choose_database(_CHOICE, server_folder / "postgres", durable=False)
+        database.start()
+    except DevstackError as error:
+        pytest.exit(str(error), returncode=1)
+
+    yield database
+
+    database.stop()
+
+
+@pytest.fixture(scope="session")
+def broker(server_folder: Path) -> Iterator[Broker]:
+    """The broker of this session. A test that kills or empties a broker starts its own."""
+    try:
+        chosen = choose_broker(_CHOICE, server_folder / "broker")
+        chosen.start()
+    except DevstackError as error:
+        pytest.exit(str(error), returncode=1)
+
+    yield chosen
+
+    chosen.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(broker: Broker) -> str:
+    """`host:port` of the session's broker; use `topic_prefix` to have topics and groups of one's own."""
+    return broker.bootstrap_servers
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix for topics and groups that no other test uses."""
+    return f"test-{secrets.token_hex(5)}-"
+
+
+@pytest.fixture
+def fresh_topics(topic_prefix: str, kafka_bootstrap: str) -> str:
+    """The product's topics, just created with three partitions, under the prefix that is returned."""
+    from shared.topics import Topics, create_topics
+
+    finish(create_topics([kafka_bootstrap], Topics(topic_prefix), partitions=3, replication_factor=1))
+    return topic_prefix
+
+
+def _with_database(url: str, database: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _new_database(server: Database, template: str) -> Iterator[str]:
+    name = f"test_{secrets.token_hex(6)}"
+    # FILE_COPY is the quicker strategy without fsync, WAL_LOG with it.
+    strategy = " STRATEGY file_copy" if server.name == "embedded" else ""
+    finish(_execute(server.url(), f"CREATE DATABASE {name} TEMPLATE {template}{strategy}"))
+
+    yield _with_database(server.url(), name)
+
+    finish(_execute(server.url(), f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def _template_database(postgres_server: Database) -> Iterator[str]:
+    """One migrated database; every test's own is a copy of it."""
+    from migrations.run import upgrade
+
+    name = f"template_{secrets.token_hex(6)}"
+    finish(_execute(postgres_server.url(), f"CREATE DATABASE {name} TEMPLATE template0"))
+    finish(upgrade(_with_database(postgres_server.url(), name)))
+
+    yield name
+
+    finish(_execute(postgres_server.url(), f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def database_url(postgres_server: Database, _template_database: str) -> Iterator[str]:
+    """A database of this test alone, at the newest revision."""
+    yield from _new_database(postgres_server, _template_database)
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: Database) -> Iterator[str]:
+    """A database of this test alone, without a single table."""
+    yield from _new_database(postgres_server, "template0")
