@@ -59,3 +59,12 @@ def release(port: int) -> None:
     claim = _claims.pop(port, None)
     if claim is not None:
         os.close(claim)
+
+
+def listens(port: int) -> bool:
+    """Whether something accepts connections on a loopback port."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False

@@ -4,12 +4,11 @@ A restart loses every topic, record and offset. That is a property the product i
 remembers), and the tests use it. There is no idempotent producer, and `end_offsets` is wrong after batched produces.
 """
 
-import socket
 from pathlib import Path
 
 from devstack import kafka_client
 from devstack.errors import DevstackError
-from devstack.ports import free_port
+from devstack.ports import free_port, listens
 from devstack.processes import Child
 
 _START_SECONDS = 30.0
@@ -78,7 +77,7 @@ class Tansu:
         child.start()
         self._child = child
         try:
-            child.wait_until(self._listens, _START_SECONDS, "listening")
+            child.wait_until(lambda: listens(self.port), _START_SECONDS, "listening")
             child.wait_until(
                 lambda: kafka_client.passes_a_record(self.bootstrap_servers), _START_SECONDS, "passing a record"
             )
@@ -106,10 +105,3 @@ class Tansu:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _listens(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return True
-        except OSError:
-            return False
