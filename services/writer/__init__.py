@@ -1,0 +1,1 @@
+"""writer: makes it durable. The only service that writes orders, events, cursors and the counters of runs."""

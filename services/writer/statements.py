@@ -1,0 +1,201 @@
+"""The SQL of the writer: set-based statements over `unnest`, a constant number of them a batch.
+
+Arrays are bound one a column. Rows are sorted by key before they are locked, so that two writers cannot deadlock.
+"""
+
+INSERT_EVENTS = """
+INSERT INTO order_events (user_token_id, event_id, event_type, occurred_at, allegro_order_id, revision,
+                          event_data, event_raw)
+SELECT token_id, event_id, event_type, occurred_at, order_id, revision, data, raw
+  FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::jsonb[],
+              $8::bytea[]) AS e (token_id, event_id, event_type, occurred_at, order_id, revision, data, raw)
+ ORDER BY token_id, event_id
+ON CONFLICT DO NOTHING
+RETURNING user_token_id, event_id
+"""
+
+# An order looked at since the event happened needs no other look (promise P6).
+WANT_FETCHES = """
+INSERT INTO pending_fetches AS p (user_token_id, allegro_order_id, wanted_after, bought_at, run_ids, next_attempt_at)
+SELECT w.token_id, w.order_id, w.wanted_after, w.bought_at, string_to_array(w.run_ids, ',')::uuid[],
+       now() + $6::float8 * interval '1 second'
+  FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::text[])
+       AS w (token_id, order_id, wanted_after, bought_at, run_ids)
+ WHERE NOT EXISTS (SELECT FROM orders o
+                    WHERE o.user_token_id = w.token_id AND o.allegro_order_id = w.order_id
+                      AND o.observed_at >= w.wanted_after)
+ ORDER BY w.token_id, w.order_id
+ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
+   SET wanted_after = greatest(p.wanted_after, excluded.wanted_after),
+       bought_at = coalesce(excluded.bought_at, p.bought_at),
+       run_ids = (SELECT array_agg(DISTINCT run_id) FROM unnest(p.run_ids || excluded.run_ids) AS r (run_id))
+"""
+
+# The later look wins; equal content is not written again (promise P3). xmax is 0 for a row that is new.
+UPSERT_ORDERS = """
+INSERT INTO orders AS o (user_token_id, allegro_order_id, status, fulfillment_status, buyer_id, buyer_login,
+                         buyer_email, total_amount, currency, bought_at, allegro_updated_at, revision,
+                         order_data, order_raw, observed_at, observed_by)
+SELECT *
+  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::numeric[],
+              $9::text[], $10::timestamptz[], $11::timestamptz[], $12::text[], $13::jsonb[], $14::bytea[],
+              $15::timestamptz[], $16::text[])
+       AS n (token_id, order_id, status, fulfillment_status, buyer_id, buyer_login, buyer_email, total_amount,
+             currency, bought_at, allegro_updated_at, revision, data, raw, observed_at, observed_by)
+ ORDER BY token_id, order_id
+ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
+   SET status = excluded.status,
+       fulfillment_status = excluded.fulfillment_status,
+       buyer_id = excluded.buyer_id,
+       buyer_login = excluded.buyer_login,
+       buyer_email = excluded.buyer_email,
+       total_amount = excluded.total_amount,
+       currency = excluded.currency,
+       bought_at = excluded.bought_at,
+       allegro_updated_at = excluded.allegro_updated_at,
+       revision = excluded.revision,
+       order_data = excluded.order_data,
+       order_raw = excluded.order_raw,
+       observed_at = excluded.observed_at,
+       observed_by = excluded.observed_by,
+       gone_at = NULL,
+       gone_reason = NULL,
+       updated_at = now()
+ WHERE excluded.observed_at > o.observed_at
+   AND (o.order_data IS DISTINCT FROM excluded.order_data
+        OR o.order_raw IS DISTINCT FROM excluded.order_raw
+        OR o.gone_at IS NOT NULL)
+RETURNING o.user_token_id, o.allegro_order_id, (xmax = 0) AS added
+"""
+
+# A detail look at equal content moves the version only: a list page read before it must not bring back what it showed.
+MOVE_OBSERVATIONS = """
+UPDATE orders o
+   SET observed_at = n.observed_at
+  FROM unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS n (token_id, order_id, observed_at)
+ WHERE o.user_token_id = n.token_id AND o.allegro_order_id = n.order_id AND o.observed_at < n.observed_at
+"""
+
+SETTLE_FETCHES = """
+DELETE FROM pending_fetches p
+ USING unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS l (token_id, order_id, observed_at)
+ WHERE p.user_token_id = l.token_id AND p.allegro_order_id = l.order_id AND p.wanted_after <= l.observed_at
+RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
+"""
+
+# The attempt number fences off a repeated record. Nothing to set: what was owed has been settled meanwhile.
+POSTPONE_FETCHES = """
+UPDATE pending_fetches p
+   SET attempts = f.attempts, last_error = f.error,
+       next_attempt_at = now() + f.retry_after * interval '1 second'
+  FROM unnest($1::bigint[], $2::text[], $3::int[], $4::text[], $5::float8[])
+       AS f (token_id, order_id, attempts, error, retry_after)
+ WHERE p.user_token_id = f.token_id AND p.allegro_order_id = f.order_id AND p.attempts < f.attempts
+"""
+
+GIVE_UP_FETCHES = """
+DELETE FROM pending_fetches p
+ USING unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS f (token_id, order_id, wanted_after)
+ WHERE p.user_token_id = f.token_id AND p.allegro_order_id = f.order_id AND p.wanted_after <= f.wanted_after
+RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
+"""
+
+# The copy stays (promise P12); a look made later may find the order again.
+MARK_GONE = """
+UPDATE orders o
+   SET gone_at = coalesce(o.gone_at, m.observed_at), gone_reason = m.reason, observed_at = m.observed_at,
+       updated_at = now()
+  FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[]) AS m (token_id, order_id, observed_at, reason)
+ WHERE o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id AND o.observed_at < m.observed_at
+   AND (o.gone_at IS NULL OR o.gone_reason IS DISTINCT FROM m.reason)
+"""
+
+LOCK_CURSORS = """
+SELECT user_token_id, stored_event_id FROM journal_cursors
+ WHERE user_token_id = ANY($1::bigint[]) ORDER BY user_token_id FOR UPDATE
+"""
+
+MOVE_CURSORS = """
+UPDATE journal_cursors c
+   SET stored_event_id = n.event_id, stored_at = now(), rewinds = 0
+  FROM unnest($1::bigint[], $2::bigint[]) AS n (token_id, event_id)
+ WHERE c.user_token_id = n.token_id AND c.stored_event_id < n.event_id
+"""
+
+# A journal run exists from its first new event on: an empty poll, or one of known events only, leaves no row.
+COUNT_EVENTS = """
+INSERT INTO sync_history AS r (run_id, user_token_id, user_id, kind, last_event_id, events_stored)
+SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id, n.events
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (run_id, token_id, last_event_id, events)
+  JOIN user_tokens t ON t.id = n.token_id
+ ORDER BY n.run_id
+ON CONFLICT (run_id) DO UPDATE
+   SET events_stored = r.events_stored + excluded.events_stored,
+       last_event_id = greatest(r.last_event_id, excluded.last_event_id)
+"""
+
+COUNT_ORDERS = """
+UPDATE sync_history r
+   SET orders_processed = r.orders_processed + n.processed,
+       orders_added = r.orders_added + n.added,
+       orders_updated = r.orders_updated + n.updated
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (run_id, processed, added, updated)
+ WHERE r.run_id = n.run_id
+"""
+
+LOCK_WALKS = """
+SELECT run_id, attempt, next_sequence, position, boundary_order_ids FROM run_windows
+ WHERE run_id = ANY($1::uuid[]) AND NOT finished ORDER BY run_id FOR UPDATE
+"""
+
+MOVE_WALK = """
+UPDATE run_windows
+   SET next_sequence = $2, position = $3, boundary_order_ids = $4, progress_at = now()
+ WHERE run_id = $1
+"""
+
+NOTE_PROGRESS = """
+UPDATE sync_history
+   SET requests = greatest(requests, $2), orders_expected = coalesce($3, orders_expected)
+ WHERE run_id = $1
+"""
+
+FINISH_WALK = "UPDATE run_windows SET finished = true WHERE run_id = $1"
+
+FINISH_RUN = """
+WITH run AS (
+    UPDATE sync_history
+       SET status = $2, completed_at = now(), error = $3, requests = greatest(requests, $4),
+           orders_expected = coalesce($5, orders_expected)
+     WHERE run_id = $1 AND status = 'running'
+    RETURNING task_id
+)
+UPDATE task_history t
+   SET status = $2, finished_at = now(), error = $3, lease_owner = NULL, lease_until = NULL
+  FROM run WHERE t.task_id = run.task_id
+"""
+
+# Runs without a walk end when the cursor passed their last event and nothing is owed to them any more.
+FINISH_SETTLED_RUNS = """
+WITH ended AS (
+    UPDATE sync_history r
+       SET status = 'completed', completed_at = now()
+      FROM journal_cursors c
+     WHERE r.user_token_id = ANY($1::bigint[]) AND r.status = 'running' AND r.kind IN ('journal', 'orders')
+       AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
+       AND NOT EXISTS (SELECT FROM pending_fetches p
+                        WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))
+    RETURNING r.task_id
+)
+UPDATE task_history t
+   SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
+  FROM ended WHERE t.task_id = ended.task_id
+"""
+
+INSERT_DEAD_LETTERS = """
+INSERT INTO dead_letters (user_token_id, service, topic, partition, "offset", key, value, headers, digest,
+                          error_type, error, attempts)
+SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bytea[], $7::bytea[],
+                     $8::jsonb[], $9::bytea[], $10::text[], $11::text[], $12::int[])
+ON CONFLICT DO NOTHING
+"""

@@ -1,0 +1,339 @@
+"""One batch, one transaction: orders, events, cursors, what is owed, counters and ends of runs.
+
+Every effect is idempotent, so a batch that is applied again changes nothing, whatever part of it was applied
+before: events by their id, orders by their observation, counters because they count effects.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from services.writer import statements as sql
+from services.writer.batch import Batch, Observation, OrderKey, advance_cursor, wanted_fetches
+from services.writer.unstorable import Storable, as_it_came
+from services.writer.walk import WalkState, advance_all, is_complete
+from shared.delivery import DeadLetter
+from shared.messages import OrderEvent, OrderFetchFailed, WindowFinished
+
+# How long the enricher has for a new event before the poller sends the order out again (docs/architecture.md).
+SETTLE_SECONDS = 120.0
+
+
+@dataclass
+class RunCounts:
+    """What one batch adds to a run."""
+
+    processed: int = 0
+    added: int = 0
+    updated: int = 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a batch changed, for metrics and tests."""
+
+    events: int = 0
+    orders_added: int = 0
+    orders_updated: int = 0
+    orders_unchanged: int = 0
+    dead_letters: int = 0
+
+    def __add__(self, other: "Written") -> "Written":
+        return Written(
+            self.events + other.events,
+            self.orders_added + other.orders_added,
+            self.orders_updated + other.orders_updated,
+            self.orders_unchanged + other.orders_unchanged,
+            self.dead_letters + other.dead_letters,
+        )
+
+
+class Store:
+    """The tables that only the writer writes."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def apply(self, batch: Batch, *, storable: Mapping[bytes, Storable] | None = None) -> Written:
+        """Store the batch in one transaction; raises the driver's errors, and then nothing of it is stored.
+
+        `storable` gives stand-ins for documents that the database refused before, by the bytes as they came.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            return await _Transaction(connection, batch, storable or {}).run()
+
+
+class _Transaction:
+    """The steps of one batch, in the order in which they depend on each other."""
+
+    def __init__(self, connection: asyncpg.Connection, batch: Batch, storable: Mapping[bytes, Storable]) -> None:
+        self._connection = connection
+        self._batch = batch
+        self._storable = storable
+        self._runs: defaultdict[UUID, RunCounts] = defaultdict(RunCounts)
+        self._settled_by: dict[OrderKey, UUID] = {}
+
+    async def run(self) -> Written:
+        events = await self._insert_events()
+        await self._want_fetches(events)
+        changed = await self._upsert_orders()
+        await self._mark_gone()
+        await self._settle_fetches()
+        await self._note_failures()
+        await self._move_cursors()
+        walks = await self._move_walks()
+        self._count_changes(changed)
+        await self._count(events)
+        await self._finish_walks(walks)
+        await self._finish_settled_runs()
+        await self._insert_dead_letters(self._batch.dead_letters)
+        added = sum(changed.values())
+        return Written(
+            events=len(events),
+            orders_added=added,
+            orders_updated=len(changed) - added,
+            orders_unchanged=len(self._batch.observations) - len(changed),
+            dead_letters=len(self._batch.dead_letters),
+        )
+
+    def _document(self, raw: bytes) -> Storable:
+        return self._storable.get(raw) or as_it_came(raw)
+
+    async def _insert_events(self) -> list[OrderEvent]:
+        """Store the events; returns those that were not stored before."""
+        events = list(self._batch.events.values())
+        if not events:
+            return []
+        documents = [self._document(event.event) for event in events]
+        rows = await self._connection.fetch(
+            sql.INSERT_EVENTS,
+            [event.token_id for event in events],
+            [event.event_id for event in events],
+            [event.event_type for event in events],
+            [event.occurred_at for event in events],
+            [event.order_id for event in events],
+            [event.revision for event in events],
+            [document.data for document in documents],
+            [document.raw for document in documents],
+        )
+        return [self._batch.events[row["user_token_id"], row["event_id"]] for row in rows]
+
+    async def _want_fetches(self, events: Sequence[OrderEvent]) -> None:
+        wanted = wanted_fetches(events)
+        if not wanted:
+            return
+        await self._connection.execute(
+            sql.WANT_FETCHES,
+            [token_id for token_id, _ in wanted],
+            [order_id for _, order_id in wanted],
+            [fetch.wanted_after for fetch in wanted.values()],
+            [fetch.bought_at for fetch in wanted.values()],
+            [",".join(map(str, fetch.run_ids)) for fetch in wanted.values()],
+            SETTLE_SECONDS,
+        )
+
+    async def _upsert_orders(self) -> dict[OrderKey, bool]:
+        """Store the observations; returns the orders that changed, with whether they are new."""
+        observations = list(self._batch.observations.values())
+        if not observations:
+            return {}
+        rows = await self._connection.fetch(sql.UPSERT_ORDERS, *self._order_columns(observations))
+        changed = {(row["user_token_id"], row["allegro_order_id"]): bool(row["added"]) for row in rows}
+        confirmed = [seen for seen in observations if seen.record.observed_by == "detail" and seen.key not in changed]
+        if confirmed:
+            await self._connection.execute(
+                sql.MOVE_OBSERVATIONS,
+                [seen.record.token_id for seen in confirmed],
+                [seen.record.order_id for seen in confirmed],
+                [seen.record.observed_at for seen in confirmed],
+            )
+        return changed
+
+    def _order_columns(self, observations: Sequence[Observation]) -> list[list[Any]]:
+        documents = [self._document(seen.record.order) for seen in observations]
+        return [
+            [seen.record.token_id for seen in observations],
+            [seen.record.order_id for seen in observations],
+            [seen.facts.status for seen in observations],
+            [seen.facts.fulfillment_status for seen in observations],
+            [seen.facts.buyer_id for seen in observations],
+            [seen.facts.buyer_login for seen in observations],
+            [seen.facts.buyer_email for seen in observations],
+            [seen.facts.total_amount for seen in observations],
+            [seen.facts.currency for seen in observations],
+            [seen.facts.bought_at for seen in observations],
+            [seen.facts.updated_at for seen in observations],
+            [seen.facts.revision for seen in observations],
+            [document.data for document in documents],
+            [document.raw for document in documents],
+            [seen.record.observed_at for seen in observations],
+            [seen.record.observed_by for seen in observations],
+        ]
+
+    async def _mark_gone(self) -> None:
+        missing = list(self._batch.missing.values())
+        if missing:
+            await self._connection.execute(
+                sql.MARK_GONE,
+                [record.token_id for record in missing],
+                [record.order_id for record in missing],
+                [record.observed_at for record in missing],
+                [record.reason for record in missing],
+            )
+
+    async def _settle_fetches(self) -> None:
+        looked_at = self._batch.looked_at
+        if looked_at:
+            self._count_settled(
+                await self._connection.fetch(
+                    sql.SETTLE_FETCHES,
+                    [token_id for token_id, _ in looked_at],
+                    [order_id for _, order_id in looked_at],
+                    list(looked_at.values()),
+                )
+            )
+
+    async def _note_failures(self) -> None:
+        failures = self._batch.failures.values()
+        await self._postpone([failure for failure in failures if failure.retry_after_seconds is not None])
+        await self._give_up([failure for failure in failures if failure.retry_after_seconds is None])
+
+    async def _postpone(self, failures: Sequence[OrderFetchFailed]) -> None:
+        if failures:
+            await self._connection.execute(
+                sql.POSTPONE_FETCHES,
+                [failure.token_id for failure in failures],
+                [failure.order_id for failure in failures],
+                [failure.attempts for failure in failures],
+                [failure.error for failure in failures],
+                [failure.retry_after_seconds for failure in failures],
+            )
+
+    async def _give_up(self, failures: Sequence[OrderFetchFailed]) -> None:
+        if failures:
+            self._count_settled(
+                await self._connection.fetch(
+                    sql.GIVE_UP_FETCHES,
+                    [failure.token_id for failure in failures],
+                    [failure.order_id for failure in failures],
+                    [failure.wanted_after for failure in failures],
+                )
+            )
+
+    def _count_settled(self, rows: Sequence[asyncpg.Record]) -> None:
+        """A look that was owed to a run is one order processed by it; a change it found is the newest run's."""
+        for row in rows:
+            for run_id in row["run_ids"]:
+                self._runs[run_id].processed += 1
+                self._settled_by[row["user_token_id"], row["allegro_order_id"]] = run_id
+
+    def _count_changes(self, changed: Mapping[OrderKey, bool]) -> None:
+        for key, added in changed.items():
+            place = self._batch.observations[key].record.place
+            run_id = place.run_id if place is not None else self._settled_by.get(key)
+            if run_id is None:
+                continue
+            if added:
+                self._runs[run_id].added += 1
+            else:
+                self._runs[run_id].updated += 1
+
+    async def _move_cursors(self) -> None:
+        by_token: defaultdict[int, list[OrderEvent]] = defaultdict(list)
+        for event in self._batch.events.values():
+            by_token[event.token_id].append(event)
+        if not by_token:
+            return
+        rows = await self._connection.fetch(sql.LOCK_CURSORS, sorted(by_token))
+        moved = {
+            row["user_token_id"]: advance_cursor(row["stored_event_id"], by_token[row["user_token_id"]])
+            for row in rows
+        }
+        await self._connection.execute(sql.MOVE_CURSORS, list(moved), list(moved.values()))
+
+    async def _move_walks(self) -> list[WalkState]:
+        """Move the walks over what is committed with this transaction; returns where they stand."""
+        run_ids = self._batch.run_ids()
+        if not run_ids:
+            return []
+        rows = await self._connection.fetch(sql.LOCK_WALKS, sorted(run_ids))
+        before = [
+            WalkState(
+                row["run_id"], row["attempt"], row["next_sequence"], row["position"], tuple(row["boundary_order_ids"])
+            )
+            for row in rows
+        ]
+        after = advance_all(before, self._batch.walked)
+        for old, new in zip(before, after, strict=True):
+            if new != old:
+                await self._connection.execute(
+                    sql.MOVE_WALK, new.run_id, new.next_sequence, new.position, list(new.boundary_order_ids)
+                )
+                self._runs[new.run_id].processed += new.next_sequence - old.next_sequence
+            progressed = self._batch.progressed.get((new.run_id, new.attempt))
+            if progressed is not None:
+                await self._connection.execute(
+                    sql.NOTE_PROGRESS, new.run_id, progressed.requests, progressed.orders_expected
+                )
+        return after
+
+    async def _count(self, events: Sequence[OrderEvent]) -> None:
+        stored: defaultdict[tuple[UUID, int, int], int] = defaultdict(int)
+        for event in events:
+            stored[event.run_id, event.token_id, event.run_last_event_id] += 1
+        if stored:
+            await self._connection.execute(
+                sql.COUNT_EVENTS,
+                [run_id for run_id, _, _ in stored],
+                [token_id for _, token_id, _ in stored],
+                [last_event_id for _, _, last_event_id in stored],
+                list(stored.values()),
+            )
+        if self._runs:
+            counts = dict(sorted(self._runs.items()))
+            await self._connection.execute(
+                sql.COUNT_ORDERS,
+                list(counts),
+                [count.processed for count in counts.values()],
+                [count.added for count in counts.values()],
+                [count.updated for count in counts.values()],
+            )
+
+    async def _finish_walks(self, walks: Collection[WalkState]) -> None:
+        for walk in walks:
+            end = self._batch.finished.get((walk.run_id, walk.attempt))
+            if end is not None and is_complete(walk, end.orders):
+                await self._finish_walk(end)
+
+    async def _finish_walk(self, end: WindowFinished) -> None:
+        await self._connection.execute(sql.FINISH_WALK, end.run_id)
+        await self._connection.execute(
+            sql.FINISH_RUN, end.run_id, end.outcome, end.error, end.requests, end.orders_expected
+        )
+
+    async def _finish_settled_runs(self) -> None:
+        token_ids = self._batch.token_ids()
+        if token_ids:
+            await self._connection.execute(sql.FINISH_SETTLED_RUNS, sorted(token_ids))
+
+    async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        if letters:
+            await self._connection.execute(
+                sql.INSERT_DEAD_LETTERS,
+                [letter.token_id for letter in letters],
+                [letter.service for letter in letters],
+                [letter.topic for letter in letters],
+                [letter.partition for letter in letters],
+                [letter.offset for letter in letters],
+                [letter.key for letter in letters],
+                [letter.value for letter in letters],
+                [letter.header_json() for letter in letters],
+                [letter.digest for letter in letters],
+                [letter.error_type for letter in letters],
+                [letter.error for letter in letters],
+                [letter.attempts for letter in letters],
+            )
