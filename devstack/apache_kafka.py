@@ -85,7 +85,8 @@ def jars() -> Path:
     maven = shutil.which("mvn")
     if maven is None:
         raise KafkaUnavailableError(
-            "Apache Kafka is fetched with Maven and there is no `mvn` on this machine: install it, or use KAFKA=embedded."
+            "Apache Kafka is fetched with Maven and there is no `mvn` on this machine: install it, "
+            "or use KAFKA=embedded."
         )
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
