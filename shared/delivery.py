@@ -55,7 +55,8 @@ class DeadLetter:
             value=record.value,
             headers=tuple(record.headers),
             error_type=type(error).__name__,
-            error=scrub(str(error))[:_MAX_ERROR_LENGTH],
+            # PostgreSQL's text cannot hold a NUL.
+            error=scrub(str(error)).replace("\0", "\N{REPLACEMENT CHARACTER}")[:_MAX_ERROR_LENGTH],
             attempts=attempts,
         )
 
@@ -77,7 +78,8 @@ class DeadLetter:
     def record_headers(self) -> list[tuple[str, bytes]]:
         """Headers of the record on the dead-letter topic: the original ones that are not null, and the cause."""
         original = [(name, value) for name, value in self.headers if value is not None]
-        return original + [
+        return [
+            *original,
             ("dead-letter-service", self.service.encode()),
             ("dead-letter-topic", self.topic.encode()),
             ("dead-letter-partition", str(self.partition).encode()),
@@ -90,7 +92,9 @@ class DeadLetter:
     @classmethod
     def from_record(cls, record: ConsumerRecord) -> "DeadLetter":
         """Read one back from the dead-letter topic; whatever it lacks is filled with where it was found."""
-        own = {name: value for name, value in record.headers if name.startswith("dead-letter-") and value is not None}
+        own: dict[str, bytes] = {
+            name: value for name, value in record.headers if name.startswith("dead-letter-") and value is not None
+        }
 
         def text(name: str, default: str) -> str:
             return own.get(f"dead-letter-{name}", default.encode()).decode("utf-8", "replace")

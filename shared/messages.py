@@ -94,6 +94,7 @@ class OrderEvent(_Record):
     event_type: str = Field(description="Allegro's type; unknown ones are passed on")
     occurred_at: AwareDatetime | None = None
     order_id: str | None = Field(default=None, description="checkoutForm.id")
+    revision: str | None = Field(default=None, description="checkoutForm.revision: neither unique nor ordered")
     bought_at: AwareDatetime | None = Field(default=None, description="newest line item")
     fetch: bool = Field(default=True, description="false: the order is covered by the initial load")
     wanted_after: AwareDatetime = Field(
@@ -150,14 +151,6 @@ class OrderObserved(_Record):
     order: RawJson
 
 
-class OrderConfirmed(_Record):
-    """No look was needed: we had looked after the event happened."""
-
-    kind: Literal["order-confirmed"] = "order-confirmed"
-    order_id: str
-    observed_at: AwareDatetime
-
-
 class OrderMissing(_Record):
     """Allegro has no such order (404): merged, aged out or foreign. Our copy stays."""
 
@@ -205,7 +198,7 @@ class WindowProgressed(_Record):
 EventsRecord = Annotated[OrderEvent | OrderFetch, Field(discriminator="kind")]
 WindowsRecord = OrderWindow
 OrdersRecord = Annotated[
-    OrderObserved | OrderConfirmed | OrderMissing | OrderFetchFailed | WindowProgressed | WindowFinished,
+    OrderObserved | OrderMissing | OrderFetchFailed | WindowProgressed | WindowFinished,
     Field(discriminator="kind"),
 ]
 AnyRecord = Annotated[
@@ -213,7 +206,6 @@ AnyRecord = Annotated[
     | OrderFetch
     | OrderWindow
     | OrderObserved
-    | OrderConfirmed
     | OrderMissing
     | OrderFetchFailed
     | WindowProgressed
@@ -226,7 +218,6 @@ Record = (
     | OrderFetch
     | OrderWindow
     | OrderObserved
-    | OrderConfirmed
     | OrderMissing
     | OrderFetchFailed
     | WindowProgressed

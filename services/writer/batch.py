@@ -12,11 +12,10 @@ from datetime import datetime
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
-
 from shared.allegro.bodies import OrderFacts, UnreadableBodyError, order_facts
+
 from shared.delivery import DeadLetter
 from shared.messages import (
-    OrderConfirmed,
     OrderEvent,
     OrderFetch,
     OrderFetchFailed,
@@ -83,7 +82,10 @@ class Batch:
     walked: defaultdict[tuple[UUID, int], list[Walked]] = field(default_factory=lambda: defaultdict(list))
     progressed: dict[tuple[UUID, int], WindowProgressed] = field(default_factory=dict)
     finished: dict[tuple[UUID, int], WindowFinished] = field(default_factory=dict)
+    unreadable: list[DeadLetter] = field(default_factory=list)
+    """Set aside by this service, just now."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    """Read from the dead-letter topic."""
 
     def token_ids(self) -> set[int]:
         """Every token that this batch concerns."""
@@ -107,7 +109,7 @@ def collect(records: Sequence[ConsumerRecord], *, dead_letter_topic: str) -> Bat
         try:
             _add(batch, decode(raw.value))
         except (UnreadableRecordError, UnreadableBodyError) as error:
-            batch.dead_letters.append(DeadLetter.of(raw, error, service=SERVICE))
+            batch.unreadable.append(DeadLetter.of(raw, error, service=SERVICE))
     return batch
 
 
@@ -117,8 +119,6 @@ def _add(batch: Batch, record: Record) -> None:
             batch.events.setdefault((record.token_id, record.event_id), record)
         case OrderObserved():
             _add_observation(batch, record)
-        case OrderConfirmed():
-            _look(batch, (record.token_id, record.order_id), record.observed_at)
         case OrderMissing():
             _add_missing(batch, record)
         case OrderFetchFailed():

@@ -68,7 +68,8 @@ ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
 RETURNING o.user_token_id, o.allegro_order_id, (xmax = 0) AS added
 """
 
-# A detail look at equal content moves the version only: a list page read before it must not bring back what it showed.
+# A look at equal content that was exact (detail) or owed moves the version only: an older look that comes late must
+# not bring back what it showed. The mass of list observations of a full listing writes nothing.
 MOVE_OBSERVATIONS = """
 UPDATE orders o
    SET observed_at = n.observed_at

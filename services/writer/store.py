@@ -16,7 +16,9 @@ from services.writer import statements as sql
 from services.writer.batch import Batch, Observation, OrderKey, advance_cursor, wanted_fetches
 from services.writer.unstorable import Storable, as_it_came
 from services.writer.walk import WalkState, advance_all, is_complete
+from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter
+from shared.errors import PermanentError
 from shared.messages import OrderEvent, OrderFetchFailed, WindowFinished
 
 # How long the enricher has for a new event before the poller sends the order out again (docs/architecture.md).
@@ -52,6 +54,10 @@ class Written:
         )
 
 
+class RefusedError(PermanentError):
+    """PostgreSQL will not take this batch, however often it is offered."""
+
+
 class Store:
     """The tables that only the writer writes."""
 
@@ -59,12 +65,18 @@ class Store:
         self._pool = pool
 
     async def apply(self, batch: Batch, *, storable: Mapping[bytes, Storable] | None = None) -> Written:
-        """Store the batch in one transaction; raises the driver's errors, and then nothing of it is stored.
+        """Store the batch in one transaction; if it raises, nothing of it is stored.
 
-        `storable` gives stand-ins for documents that the database refused before, by the bytes as they came.
+        `storable` gives stand-ins for documents that the database refused before, by the bytes as they came. Raises
+        RefusedError for a batch that can never be stored as it is, and the driver's errors when it may be later.
         """
-        async with self._pool.acquire() as connection, connection.transaction():
-            return await _Transaction(connection, batch, storable or {}).run()
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                return await _Transaction(connection, batch, storable or {}).run()
+        except (asyncpg.PostgresError, ValueError) as error:  # the driver's complaints about arguments are ValueErrors
+            if isinstance(error, TRANSIENT_DATABASE_ERRORS) and not isinstance(error, ValueError):
+                raise
+            raise RefusedError(f"{type(error).__name__}: {error}") from error
 
 
 class _Transaction:
@@ -75,7 +87,7 @@ class _Transaction:
         self._batch = batch
         self._storable = storable
         self._runs: defaultdict[UUID, RunCounts] = defaultdict(RunCounts)
-        self._settled_by: dict[OrderKey, UUID] = {}
+        self._settled_by: dict[OrderKey, UUID | None] = {}
 
     async def run(self) -> Written:
         events = await self._insert_events()
@@ -83,6 +95,7 @@ class _Transaction:
         changed = await self._upsert_orders()
         await self._mark_gone()
         await self._settle_fetches()
+        await self._move_observations(changed)
         await self._note_failures()
         await self._move_cursors()
         walks = await self._move_walks()
@@ -90,14 +103,14 @@ class _Transaction:
         await self._count(events)
         await self._finish_walks(walks)
         await self._finish_settled_runs()
-        await self._insert_dead_letters(self._batch.dead_letters)
+        await self._insert_dead_letters([*self._batch.unreadable, *self._batch.dead_letters])
         added = sum(changed.values())
         return Written(
             events=len(events),
             orders_added=added,
             orders_updated=len(changed) - added,
             orders_unchanged=len(self._batch.observations) - len(changed),
-            dead_letters=len(self._batch.dead_letters),
+            dead_letters=len(self._batch.unreadable) + len(self._batch.dead_letters),
         )
 
     def _document(self, raw: bytes) -> Storable:
@@ -142,8 +155,14 @@ class _Transaction:
         if not observations:
             return {}
         rows = await self._connection.fetch(sql.UPSERT_ORDERS, *self._order_columns(observations))
-        changed = {(row["user_token_id"], row["allegro_order_id"]): bool(row["added"]) for row in rows}
-        confirmed = [seen for seen in observations if seen.record.observed_by == "detail" and seen.key not in changed]
+        return {(row["user_token_id"], row["allegro_order_id"]): bool(row["added"]) for row in rows}
+
+    async def _move_observations(self, changed: Collection[OrderKey]) -> None:
+        confirmed = [
+            seen
+            for key, seen in self._batch.observations.items()
+            if key not in changed and (seen.record.observed_by == "detail" or key in self._settled_by)
+        ]
         if confirmed:
             await self._connection.execute(
                 sql.MOVE_OBSERVATIONS,
@@ -151,7 +170,6 @@ class _Transaction:
                 [seen.record.order_id for seen in confirmed],
                 [seen.record.observed_at for seen in confirmed],
             )
-        return changed
 
     def _order_columns(self, observations: Sequence[Observation]) -> list[list[Any]]:
         documents = [self._document(seen.record.order) for seen in observations]
@@ -225,11 +243,13 @@ class _Transaction:
             )
 
     def _count_settled(self, rows: Sequence[asyncpg.Record]) -> None:
-        """A look that was owed to a run is one order processed by it; a change it found is the newest run's."""
+        """A look that was owed to a run is one order processed by it; a change it found is counted for one of them."""
         for row in rows:
+            key = row["user_token_id"], row["allegro_order_id"]
+            self._settled_by[key] = None
             for run_id in row["run_ids"]:
                 self._runs[run_id].processed += 1
-                self._settled_by[row["user_token_id"], row["allegro_order_id"]] = run_id
+                self._settled_by[key] = run_id
 
     def _count_changes(self, changed: Mapping[OrderKey, bool]) -> None:
         for key, added in changed.items():
@@ -250,8 +270,7 @@ class _Transaction:
             return
         rows = await self._connection.fetch(sql.LOCK_CURSORS, sorted(by_token))
         moved = {
-            row["user_token_id"]: advance_cursor(row["stored_event_id"], by_token[row["user_token_id"]])
-            for row in rows
+            row["user_token_id"]: advance_cursor(row["stored_event_id"], by_token[row["user_token_id"]]) for row in rows
         }
         await self._connection.execute(sql.MOVE_CURSORS, list(moved), list(moved.values()))
 

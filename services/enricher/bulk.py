@@ -1,0 +1,230 @@
+"""Bulk loads: one record walks through everything bought in a window, from where the run stands in the database.
+
+A walk is fenced by its attempt number: it is raised here at the start, the writer counts only the newest attempt, and
+a walk that finds itself overtaken ends without a word. Between two pages it looks whether it should stop.
+"""
+
+import logging
+from asyncio import Semaphore, sleep
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+import asyncpg
+from aiokafka import ConsumerRecord
+from shared.allegro.bodies import OrderPage
+from shared.allegro.client import AllegroClient
+from shared.allegro.errors import AccessDeniedError, ReauthorizationRequiredError, RequestRejectedError
+
+from services.enricher.publish import Publisher
+from services.enricher.walk import Met, PageRequest, Walk
+from shared.errors import TransientError
+from shared.logs import correlated
+from shared.messages import (
+    OrderObserved,
+    OrderWindow,
+    Record,
+    UnreadableRecordError,
+    WindowFinished,
+    WindowPlace,
+    WindowProgressed,
+    correlation_id_of,
+    decode,
+)
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 60.0
+_STOP_CHECK_SECONDS = 1.0
+
+# language=sql
+_BEGIN = """
+UPDATE run_windows w
+   SET attempt = w.attempt + 1, progress_at = now()
+  FROM sync_history r
+ WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.status = 'running'
+RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests
+"""
+
+_STANDING = """
+SELECT w.attempt, coalesce(t.stop_requested_at IS NOT NULL, false) AS stop
+  FROM run_windows w
+  JOIN sync_history r USING (run_id)
+  LEFT JOIN task_history t ON t.task_id = r.task_id
+ WHERE w.run_id = $1 AND NOT w.finished AND r.status = 'running'
+"""
+
+
+class _OvertakenError(Exception):
+    """Another attempt has begun, or the run has ended: what this one finds is of no use."""
+
+
+class _StopRequestedError(Exception):
+    """Somebody asked for the run to stop."""
+
+
+@dataclass
+class _Attempt:
+    """One attempt at a run's walk."""
+
+    token_id: int
+    run_id: UUID
+    number: int
+    walk: Walk
+    requests: int
+
+    def place(self, met: Met) -> WindowPlace:
+        return WindowPlace(run_id=self.run_id, attempt=self.number, sequence=met.sequence)
+
+
+class BulkHandler:
+    """Walks through windows, `walks` of them at a time in this process."""
+
+    def __init__(
+        self,
+        allegro: AllegroClient,
+        publisher: Publisher,
+        pool: asyncpg.Pool,
+        *,
+        list_lag: timedelta,
+        walks: int,
+        pause: Callable[[float], Awaitable[None]] = sleep,
+    ) -> None:
+        self._allegro = allegro
+        self._publisher = publisher
+        self._pool = pool
+        self._list_lag = list_lag
+        self._walks = Semaphore(walks)
+        self._pause = pause
+
+    async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
+        """Work off records of one token, one walk after the other."""
+        for raw in raw_records:
+            with correlated(correlation_id_of(raw.headers)):
+                try:
+                    record = _read(raw)
+                except UnreadableRecordError as error:
+                    await self._publisher.dead_letter(raw, error)
+                else:
+                    async with self._walks:
+                        await self._walk(record)
+
+    async def _walk(self, record: OrderWindow) -> None:
+        attempt = await self._begin(record)
+        if attempt is None:
+            return  # the run has ended: a repeated record
+        try:
+            await self._walk_pages(attempt)
+        except _OvertakenError:
+            logger.info("walk overtaken", extra={"run_id": str(record.run_id), "attempt": attempt.number})
+        except _StopRequestedError:
+            await self._finish(attempt, "stopped")
+        except (ReauthorizationRequiredError, AccessDeniedError, RequestRejectedError) as error:
+            await self._finish(attempt, "failed", f"{type(error).__name__}: {error}")
+        else:
+            await self._finish(attempt, "completed")
+
+    async def _begin(self, record: OrderWindow) -> _Attempt | None:
+        row = await self._pool.fetchrow(_BEGIN, record.run_id)
+        if row is None:
+            return None
+        walk = Walk(
+            position=row["position"],
+            bought_to=row["bought_to"],
+            sequence=row["next_sequence"],
+            counted=row["boundary_order_ids"],
+        )
+        return _Attempt(record.token_id, record.run_id, row["attempt"], walk, row["requests"])
+
+    async def _walk_pages(self, attempt: _Attempt) -> None:
+        walk = attempt.walk
+        while (request := walk.next_request()) is not None:
+            page = await self._page(attempt, request)
+            observed_at = page.requested_at - self._list_lag
+            results: list[Record] = [_observed(attempt, met, observed_at) for met in walk.take(page)]
+            results.append(
+                WindowProgressed(
+                    token_id=attempt.token_id,
+                    run_id=attempt.run_id,
+                    attempt=attempt.number,
+                    page=walk.pages,
+                    requests=attempt.requests,
+                    orders_expected=walk.expected,
+                )
+            )
+            await self._publisher.results(results, run_id=attempt.run_id)
+        if walk.outside:
+            logger.warning(
+                "Allegro listed orders outside of the window asked for; they are stored all the same",
+                extra={"run_id": str(attempt.run_id), "orders": walk.outside},
+            )
+
+    async def _page(self, attempt: _Attempt, request: PageRequest) -> OrderPage:
+        """One page, however long Allegro is away: a run waits rather than fails, and can be stopped meanwhile."""
+        delay = _FIRST_PAUSE_SECONDS
+        while True:
+            await self._check(attempt)
+            attempt.requests += 1
+            try:
+                return await self._allegro.list_orders(
+                    attempt.token_id,
+                    bought_from=request.bought_from,
+                    bought_to=request.bought_to,
+                    offset=request.offset,
+                    traffic="bulk",
+                )
+            except TransientError as error:
+                wait = error.retry_after.total_seconds() if error.retry_after else delay
+                logger.warning("bulk load waits", extra={"run_id": str(attempt.run_id), "error": str(error)})
+                await self._wait(attempt, wait)
+                delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
+
+    async def _wait(self, attempt: _Attempt, seconds: float) -> None:
+        while seconds > 0:
+            await self._pause(min(seconds, _STOP_CHECK_SECONDS))
+            seconds -= _STOP_CHECK_SECONDS
+            await self._check(attempt)
+
+    async def _check(self, attempt: _Attempt) -> None:
+        """Raises _StopRequestedError or _OvertakenError where this attempt should not go on."""
+        row = await self._pool.fetchrow(_STANDING, attempt.run_id)
+        if row is None or row["attempt"] != attempt.number:
+            raise _OvertakenError
+        if row["stop"]:
+            raise _StopRequestedError
+
+    async def _finish(
+        self, attempt: _Attempt, outcome: Literal["completed", "stopped", "failed"], error: str | None = None
+    ) -> None:
+        end = WindowFinished(
+            token_id=attempt.token_id,
+            run_id=attempt.run_id,
+            attempt=attempt.number,
+            orders=attempt.walk.sequence,
+            orders_expected=attempt.walk.expected,
+            requests=attempt.requests,
+            outcome=outcome,
+            error=error,
+        )
+        await self._publisher.results([end], run_id=attempt.run_id)
+
+
+def _read(raw: ConsumerRecord) -> OrderWindow:
+    record = decode(raw.value)
+    if not isinstance(record, OrderWindow):
+        raise UnreadableRecordError(f"kind: {record.kind} does not belong on this topic")
+    return record
+
+
+def _observed(attempt: _Attempt, met: Met, observed_at: datetime) -> OrderObserved:
+    return OrderObserved(
+        token_id=attempt.token_id,
+        order_id=met.order.order_id,
+        observed_at=observed_at,
+        observed_by="list",
+        place=attempt.place(met),
+        order=met.order.raw,
+    )

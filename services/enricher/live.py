@@ -1,0 +1,148 @@
+"""Live events: the records of one token become looks at its orders."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from aiokafka import ConsumerRecord
+from shared.allegro.bodies import ListedOrder
+from shared.allegro.client import AllegroClient
+from shared.allegro.errors import AccessDeniedError, OrderNotFoundError, ReauthorizationRequiredError
+
+from services.enricher.hunt import Hunt, Quarry
+from services.enricher.merge import Wanted, merge, plan
+from services.enricher.publish import Publisher
+from services.enricher.recent import RecentLooks
+from services.enricher.retry import RETRY_WITHOUT_ACCESS, retry_delay
+from shared.clock import Clock
+from shared.errors import PermanentError, TransientError
+from shared.logs import correlated
+from shared.messages import (
+    OrderEvent,
+    OrderFetch,
+    OrderFetchFailed,
+    OrderMissing,
+    OrderObserved,
+    Record,
+    UnreadableRecordError,
+    correlation_id_of,
+    decode,
+)
+
+
+class LiveHandler:
+    """Looks at the orders that events name; `detail_concurrency` single fetches of one token at a time."""
+
+    def __init__(
+        self,
+        allegro: AllegroClient,
+        publisher: Publisher,
+        clock: Clock,
+        recent: RecentLooks,
+        *,
+        list_lag: timedelta,
+        detail_concurrency: int,
+    ) -> None:
+        self._allegro = allegro
+        self._publisher = publisher
+        self._clock = clock
+        self._recent = recent
+        self._list_lag = list_lag
+        self._detail_concurrency = detail_concurrency
+
+    async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
+        """Work off records of one token; what cannot be read is set aside, what fails stays owed."""
+        with correlated(correlation_id_of(raw_records[0].headers)):
+            records: list[OrderEvent | OrderFetch] = []
+            origins: defaultdict[str, list[ConsumerRecord]] = defaultdict(list)
+            for raw in raw_records:
+                try:
+                    record = _read(raw)
+                except UnreadableRecordError as error:
+                    await self._publisher.dead_letter(raw, error)
+                else:
+                    records.append(record)
+                    origins[record.order_id or ""].append(raw)
+            wanted = merge(records, self._recent)
+            if wanted:
+                await self._look(records[0].token_id, wanted, origins)
+
+    async def _look(self, token_id: int, wanted: Sequence[Wanted], origins: dict[str, list[ConsumerRecord]]) -> None:
+        requests = {request.order_id: request for request in wanted}
+        choice = plan(wanted, now=self._clock.now(), list_lag=self._list_lag)
+        missed = await self._hunt(token_id, choice.hunted)
+        singles = [*choice.single, *missed]
+        for start in range(0, len(singles), self._detail_concurrency):
+            chunk = singles[start : start + self._detail_concurrency]
+            looks = [self._single(token_id, requests[order_id], origins[order_id]) for order_id in chunk]
+            await self._publish(await asyncio.gather(*looks))
+
+    async def _hunt(self, token_id: int, quarries: Iterable[Quarry]) -> Sequence[str]:
+        """Look on list pages; returns the ids that have to be fetched one by one."""
+        hunt = Hunt(quarries)
+        while (wanted := hunt.next_range()) is not None:
+            try:
+                page = await self._allegro.list_orders(
+                    token_id, bought_from=wanted.bought_from, bought_to=wanted.bought_to, traffic="live"
+                )
+            except (TransientError, PermanentError, ReauthorizationRequiredError):
+                # Pages only save requests: each order is fetched by itself then, and fails, if so, by its own cause.
+                return hunt.abandon()
+            observed_at = page.requested_at - self._list_lag
+            await self._publish(_observed(token_id, order, observed_at, "list") for order in hunt.take(page))
+        return hunt.missed
+
+    async def _single(self, token_id: int, wanted: Wanted, origins: Sequence[ConsumerRecord]) -> Record:
+        """One look; a failure is a result as well, since what becomes of it is written by the writer."""
+        started_at = self._clock.now()
+        try:
+            fetched = await self._allegro.order(token_id, wanted.order_id, traffic="live")
+        except OrderNotFoundError as error:
+            return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=started_at, reason=str(error))
+        except (ReauthorizationRequiredError, AccessDeniedError) as error:
+            return _failed(token_id, wanted, error, RETRY_WITHOUT_ACCESS)
+        except TransientError as error:
+            delay = retry_delay(wanted.attempts + 1, jitter=random.random())  # noqa: S311 - spreads load, hides nothing
+            return _failed(token_id, wanted, error, max(delay, error.retry_after or delay))
+        except PermanentError as error:
+            for raw in origins:
+                await self._publisher.dead_letter(raw, error, attempts=wanted.attempts + 1)
+            return _failed(token_id, wanted, error, None)
+        return _observed(token_id, fetched.order, fetched.requested_at, "detail")
+
+    async def _publish(self, results: Iterable[Record]) -> None:
+        published = list(results)
+        await self._publisher.results(published)
+        for result in published:
+            if isinstance(result, OrderObserved):
+                self._recent.note((result.token_id, result.order_id), result.observed_at)
+
+
+def _read(raw: ConsumerRecord) -> OrderEvent | OrderFetch:
+    """The record on this topic; raises UnreadableRecordError."""
+    record = decode(raw.value)
+    if not isinstance(record, OrderEvent | OrderFetch):
+        raise UnreadableRecordError(f"kind: {record.kind} does not belong on this topic")
+    if raw.key != record.key:
+        raise UnreadableRecordError("token_id: differs from the record's key")
+    return record
+
+
+def _observed(token_id: int, order: ListedOrder, observed_at: datetime, by: Literal["detail", "list"]) -> OrderObserved:
+    return OrderObserved(
+        token_id=token_id, order_id=order.order_id, observed_at=observed_at, observed_by=by, order=order.raw
+    )
+
+
+def _failed(token_id: int, wanted: Wanted, error: Exception, retry_after: timedelta | None) -> OrderFetchFailed:
+    return OrderFetchFailed(
+        token_id=token_id,
+        order_id=wanted.order_id,
+        wanted_after=wanted.wanted_after,
+        attempts=wanted.attempts + 1,
+        retry_after_seconds=None if retry_after is None else retry_after.total_seconds(),
+        error=f"{type(error).__name__}: {error}",
+    )

@@ -1,0 +1,14 @@
+"""When an order whose look failed is tried again. Pure."""
+
+from datetime import timedelta
+
+_FIRST = timedelta(seconds=30)
+_LONGEST = timedelta(hours=6)
+# Nothing but a person helps: the seller's consent, or a scope of the application.
+RETRY_WITHOUT_ACCESS = timedelta(hours=1)
+
+
+def retry_delay(attempts: int, *, jitter: float) -> timedelta:
+    """How long to wait after this many attempts: doubling, capped; `jitter` (0..1) moves it within the upper half."""
+    delay = min(_FIRST * 2 ** min(attempts - 1, 20), _LONGEST)
+    return delay * (0.5 + jitter / 2)

@@ -1,0 +1,127 @@
+"""The writer's loop: poll, store until durable, commit offsets; a record that cannot be stored is found and set aside."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from shared.kafka import RecordProducer
+
+from services.writer.batch import SERVICE, Batch, collect
+from services.writer.metrics import Metrics
+from services.writer.store import RefusedError, Store, Written
+from services.writer.unstorable import Storable, stand_ins
+from shared.database import TRANSIENT_DATABASE_ERRORS
+from shared.delivery import DeadLetter, RebalanceLog, commit, next_offsets
+from shared.errors import TransientError
+from shared.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+_POLL_TIMEOUT_MS = 200
+_FIRST_RETRY_SECONDS = 0.5
+_LONGEST_RETRY_SECONDS = 15.0
+
+# Of these the records are not guilty: the batch waits and is stored later.
+_WAIT_FOR = (TransientError, *TRANSIENT_DATABASE_ERRORS)
+
+
+class Writer:
+    """Consumes `order-events`, `orders` and `dead-letters` into the database, `max_records` at a time."""
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        store: Store,
+        producer: RecordProducer,
+        topics: Topics,
+        metrics: Metrics,
+        *,
+        max_records: int,
+        progressed: Callable[[], None],
+    ) -> None:
+        self._consumer = consumer
+        self._store = store
+        self._producer = producer
+        self._topics = topics
+        self._metrics = metrics
+        self._max_records = max_records
+        self._progressed = progressed
+
+    async def run(self) -> None:
+        """Consume until cancelled. A batch in hand is then dropped: it was not committed and comes again."""
+        topics = [self._topics.order_events, self._topics.orders, self._topics.dead_letters]
+        self._consumer.subscribe(topics, listener=RebalanceLog())
+        await self._consumer.start()
+        try:
+            while True:
+                polled = await self._consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
+                self._progressed()
+                records = list(chain.from_iterable(polled.values()))
+                if records:
+                    await self._until_durable(records)
+                    await commit(self._consumer, next_offsets(records))
+        finally:
+            await self._consumer.stop()
+
+    async def _until_durable(self, records: Sequence[ConsumerRecord]) -> None:
+        """Store the records; while PostgreSQL or Kafka is away, wait: nothing is set aside for that."""
+        delay = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                with self._metrics.batch_seconds.time():
+                    written = await self.store(records)
+            except _WAIT_FOR as error:
+                self._metrics.waits.inc()
+                logger.warning("not stored, waiting", extra={"error": repr(error), "retry_in_seconds": delay})
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
+            else:
+                self._metrics.observe(written, len(records))
+                return
+
+    async def store(self, records: Sequence[ConsumerRecord]) -> Written:
+        """Store the records, all in one transaction if the database takes them.
+
+        If it refuses, the guilty record is found by halving; the rest lands. Raises only what is worth waiting for.
+        """
+        batch = collect(records, dead_letter_topic=self._topics.dead_letters)
+        try:
+            return await self._apply(batch)
+        except RefusedError as refusal:
+            if len(records) == 1:
+                return await self._set_aside(records[0], batch, refusal)
+        middle = len(records) // 2
+        return await self.store(records[:middle]) + await self.store(records[middle:])
+
+    async def _apply(self, batch: Batch, storable: Mapping[bytes, Storable] | None = None) -> Written:
+        written = await self._store.apply(batch, storable=storable)
+        if batch.unreadable:  # stored already; the topic tells others
+            await self._producer.publish_all(
+                self._topics.dead_letters,
+                [(letter.key or b"", letter.value or b"", letter.record_headers()) for letter in batch.unreadable],
+            )
+        return written
+
+    async def _set_aside(self, record: ConsumerRecord, batch: Batch, refusal: RefusedError) -> Written:
+        """Store a document that jsonb cannot hold beside its exact bytes; what is refused still is a dead letter."""
+        for storable in _stand_ins(batch):
+            try:
+                return await self._apply(batch, storable)
+            except RefusedError as error:
+                refusal = error
+        logger.error("record refused by the database", extra={"topic": record.topic, "offset": record.offset})
+        return await self._apply(Batch(unreadable=[DeadLetter.of(record, refusal, service=SERVICE)]))
+
+
+def _stand_ins(batch: Batch) -> list[Mapping[bytes, Storable]]:
+    """What to store in place of the one document in this batch, in the order to try it."""
+    documents: list[tuple[bytes, dict[str, str | None]]] = [
+        (event.event, {"id": str(event.event_id), "type": event.event_type}) for event in batch.events.values()
+    ]
+    documents += [
+        (seen.record.order, {"id": seen.record.order_id, "status": seen.facts.status})
+        for seen in batch.observations.values()
+    ]
+    return [{raw: storable} for raw, summary in documents for storable in stand_ins(raw, summary=summary)]

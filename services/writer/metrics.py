@@ -1,0 +1,38 @@
+"""What the writer tells Prometheus."""
+
+from prometheus_client import Counter, Histogram
+
+from services.writer.store import Written
+
+
+class Metrics:
+    """Counters of effects, not of records: a redelivered batch moves only `records` and `batch_seconds`."""
+
+    def __init__(self) -> None:
+        self.records = Counter("orders_backup_writer_records_total", "Records consumed, repeated ones included.")
+        self.events = Counter("orders_backup_events_stored_total", "Order events stored for the first time.")
+        self.orders = Counter(
+            "orders_backup_orders_stored_total",
+            "Observations of orders by effect: added, updated, unchanged.",
+            ["effect"],
+        )
+        self.dead_letters = Counter(
+            "orders_backup_dead_letters_total", "Records set aside; any rise wants a person's look."
+        )
+        self.waits = Counter(
+            "orders_backup_writer_waits_total", "Batches held back because PostgreSQL or Kafka was away."
+        )
+        self.batch_seconds = Histogram(
+            "orders_backup_writer_batch_seconds",
+            "Time to store one batch; rising values mean the database is the bottleneck.",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+
+    def observe(self, written: Written, records: int) -> None:
+        """Count what a batch changed."""
+        self.records.inc(records)
+        self.events.inc(written.events)
+        self.orders.labels("added").inc(written.orders_added)
+        self.orders.labels("updated").inc(written.orders_updated)
+        self.orders.labels("unchanged").inc(written.orders_unchanged)
+        self.dead_letters.inc(written.dead_letters)
