@@ -1,4 +1,4 @@
-"""The writer's loop: poll, store until durable, commit offsets; a record that cannot be stored is found and set aside."""
+"""The writer's loop: poll, store until durable, commit offsets; what cannot be stored is found and set aside."""
 
 import asyncio
 import logging

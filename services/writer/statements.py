@@ -199,4 +199,5 @@ INSERT INTO dead_letters (user_token_id, service, topic, partition, "offset", ke
 SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bytea[], $7::bytea[],
                      $8::jsonb[], $9::bytea[], $10::text[], $11::text[], $12::int[])
 ON CONFLICT DO NOTHING
+RETURNING id
 """

@@ -103,14 +103,14 @@ class _Transaction:
         await self._count(events)
         await self._finish_walks(walks)
         await self._finish_settled_runs()
-        await self._insert_dead_letters([*self._batch.unreadable, *self._batch.dead_letters])
+        dead_letters = await self._insert_dead_letters([*self._batch.unreadable, *self._batch.dead_letters])
         added = sum(changed.values())
         return Written(
             events=len(events),
             orders_added=added,
             orders_updated=len(changed) - added,
             orders_unchanged=len(self._batch.observations) - len(changed),
-            dead_letters=len(self._batch.unreadable) + len(self._batch.dead_letters),
+            dead_letters=dead_letters,
         )
 
     def _document(self, raw: bytes) -> Storable:
@@ -339,20 +339,23 @@ class _Transaction:
         if token_ids:
             await self._connection.execute(sql.FINISH_SETTLED_RUNS, sorted(token_ids))
 
-    async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        if letters:
-            await self._connection.execute(
-                sql.INSERT_DEAD_LETTERS,
-                [letter.token_id for letter in letters],
-                [letter.service for letter in letters],
-                [letter.topic for letter in letters],
-                [letter.partition for letter in letters],
-                [letter.offset for letter in letters],
-                [letter.key for letter in letters],
-                [letter.value for letter in letters],
-                [letter.header_json() for letter in letters],
-                [letter.digest for letter in letters],
-                [letter.error_type for letter in letters],
-                [letter.error for letter in letters],
-                [letter.attempts for letter in letters],
-            )
+    async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> int:
+        """Store the dead letters; returns how many were not stored before."""
+        if not letters:
+            return 0
+        rows = await self._connection.fetch(
+            sql.INSERT_DEAD_LETTERS,
+            [letter.token_id for letter in letters],
+            [letter.service for letter in letters],
+            [letter.topic for letter in letters],
+            [letter.partition for letter in letters],
+            [letter.offset for letter in letters],
+            [letter.key for letter in letters],
+            [letter.value for letter in letters],
+            [letter.header_json() for letter in letters],
+            [letter.digest for letter in letters],
+            [letter.error_type for letter in letters],
+            [letter.error for letter in letters],
+            [letter.attempts for letter in letters],
+        )
+        return len(rows)

@@ -1,0 +1,303 @@
+"""What one batch does to the tables, on a real PostgreSQL: promises P1, P2, P3, P9, P11, P12."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.writer.batch import advance_cursor, collect
+from services.writer.store import RefusedError, Store, Written
+from shared.database import open_pool
+from shared.messages import (
+    OrderFetchFailed,
+    OrderMissing,
+    RawJson,
+    Record,
+    WindowFinished,
+    WindowPlace,
+    WindowProgressed,
+)
+from tests.builders import (
+    A_RUN,
+    AN_ORDER,
+    ANOTHER_RUN,
+    NOON,
+    a_run,
+    a_token,
+    after,
+    an_event,
+    an_observation,
+    an_order_body,
+    consumed,
+)
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    pool = await open_pool(database_url, service="test", max_size=4)
+    await a_token(pool)
+    yield pool
+    await pool.close()
+
+
+async def store(pool: asyncpg.Pool, *records: Record) -> Written:
+    batch = collect([consumed(record) for record in records], dead_letter_topic="dead-letters")
+    return await Store(pool).apply(batch)
+
+
+async def the_order(pool: asyncpg.Pool, order_id: str = AN_ORDER) -> asyncpg.Record:
+    return await pool.fetchrow("SELECT * FROM orders WHERE allegro_order_id = $1", order_id)
+
+
+async def the_run(pool: asyncpg.Pool, run_id: object = A_RUN) -> asyncpg.Record:
+    return await pool.fetchrow("SELECT * FROM sync_history WHERE run_id = $1", run_id)
+
+
+async def everything(pool: asyncpg.Pool) -> dict[str, Any]:
+    """All rows that the writer writes, with PostgreSQL's own mark of a row's version."""
+    tables = ("orders", "order_events", "pending_fetches", "journal_cursors", "sync_history", "run_windows")
+    return {table: await pool.fetch(f"SELECT xmin::text, t.* FROM {table} t ORDER BY 2, 3") for table in tables}
+
+
+def place(sequence: int, *, attempt: int = 1) -> WindowPlace:
+    return WindowPlace(run_id=A_RUN, attempt=attempt, sequence=sequence)
+
+
+def walk_end(orders: int, *, attempt: int = 1, **fields: Any) -> WindowFinished:
+    return WindowFinished(token_id=1, run_id=A_RUN, attempt=attempt, orders=orders, requests=3, **fields)
+
+
+class TestOrders:
+    async def test_an_order_is_stored_json_equal_with_unknown_fields_and_its_facts(self, pool: asyncpg.Pool) -> None:
+        written = await store(pool, an_observation(futureField={"a": [1.50, None, "ł"]}))
+
+        order = await the_order(pool)
+        assert written == Written(orders_added=1)
+        assert json.loads(order["order_data"]) == json.loads(an_order_body(futureField={"a": [1.50, None, "ł"]}))
+        assert order["order_raw"] is None
+        assert (order["status"], order["fulfillment_status"]) == ("READY_FOR_PROCESSING", "NEW")
+        assert (str(order["total_amount"]), order["currency"]) == ("85.97", "PLN")
+        assert order["bought_at"] == NOON
+
+    async def test_the_later_look_wins_whatever_the_order_of_arrival(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_observation(after(10), note="new"))
+        written = await store(pool, an_observation(after(5), note="old"))
+
+        assert written == Written(orders_unchanged=1)
+        assert json.loads((await the_order(pool))["order_data"])["note"] == "new"
+
+    async def test_the_same_order_twice_in_a_batch_keeps_the_later_look(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_observation(after(10), note="new"), an_observation(after(5), note="old"))
+
+        assert json.loads((await the_order(pool))["order_data"])["note"] == "new"
+
+    async def test_equal_content_on_a_list_page_writes_nothing(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_observation(after(0)))
+        before = await everything(pool)
+
+        await store(pool, an_observation(after(60), by="list"))
+
+        assert await everything(pool) == before
+
+    async def test_an_exact_look_at_equal_content_keeps_out_an_older_look_that_comes_late(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        await store(pool, an_observation(after(10), note="a"))
+        await store(pool, an_observation(after(20), note="a"))
+
+        await store(pool, an_observation(after(15), note="b", by="list"))
+
+        assert json.loads((await the_order(pool))["order_data"])["note"] == "a"
+
+    async def test_a_missing_order_keeps_its_copy_and_may_come_back(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_observation(after(0)))
+
+        await store(pool, OrderMissing(token_id=1, order_id=AN_ORDER, observed_at=after(10), reason="404"))
+        gone = await the_order(pool)
+        await store(pool, an_observation(after(5)))
+        still_gone = await the_order(pool)
+        await store(pool, an_observation(after(20)))
+        back = await the_order(pool)
+
+        assert (gone["gone_at"], gone["gone_reason"]) == (after(10), "404")
+        assert gone["order_data"] == back["order_data"]
+        assert still_gone["gone_at"] == after(10)
+        assert back["gone_at"] is None
+
+
+class TestEvents:
+    async def test_events_are_stored_once_and_the_cursor_follows(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_event(100), an_event(200, follows=100))
+        written = await store(pool, an_event(100), an_event(200, follows=100), an_event(300, follows=200))
+
+        assert written.events == 1
+        assert await pool.fetchval("SELECT count(*) FROM order_events") == 3
+        assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == 300
+
+    async def test_the_cursor_does_not_cross_a_lost_event(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_event(100), an_event(300, follows=200))
+        at_the_gap = await pool.fetchval("SELECT stored_event_id FROM journal_cursors")
+        await store(pool, an_event(200, follows=100), an_event(300, follows=200))
+
+        assert at_the_gap == 100
+        assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == 300
+
+    async def test_an_event_is_owed_a_look_until_one_made_after_it_is_stored(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_event(100, wanted_after=after(10)))
+        await store(pool, an_observation(after(9)))
+        owed = await pool.fetchval("SELECT count(*) FROM pending_fetches")
+        await store(pool, an_observation(after(10)))
+
+        assert owed == 1
+        assert await pool.fetchval("SELECT count(*) FROM pending_fetches") == 0
+
+    async def test_an_event_that_a_stored_look_covers_is_owed_nothing(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_observation(after(20)))
+        await store(pool, an_event(100, wanted_after=after(10)))
+
+        assert await pool.fetchval("SELECT count(*) FROM pending_fetches") == 0
+
+    async def test_several_events_of_an_order_owe_one_look_after_the_last(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_event(100, wanted_after=after(1)), an_event(200, follows=100, wanted_after=after(2)))
+
+        rows = await pool.fetch("SELECT wanted_after FROM pending_fetches")
+        assert [row["wanted_after"] for row in rows] == [after(2)]
+
+    async def test_a_failed_look_is_postponed_and_a_repeated_failure_record_changes_nothing(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        failure = OrderFetchFailed(
+            token_id=1, order_id=AN_ORDER, wanted_after=NOON, attempts=1, retry_after_seconds=30, error="503"
+        )
+        await store(pool, an_event(100))
+        await store(pool, failure)
+        before = await everything(pool)
+        await store(pool, failure)
+
+        row = await pool.fetchrow("SELECT attempts, last_error FROM pending_fetches")
+        assert tuple(row) == (1, "503")
+        assert await everything(pool) == before
+
+
+class TestRuns:
+    async def test_a_journal_run_ends_when_its_orders_are_stored(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_event(100, last=200), an_event(200, follows=100, order_id="b", last=200))
+        begun = await the_run(pool)
+        await store(pool, an_observation(after(1)))
+        half = await the_run(pool)
+        await store(pool, an_observation(after(1), order_id="b"))
+        ended = await the_run(pool)
+
+        assert (begun["status"], begun["events_stored"]) == ("running", 2)
+        assert (half["status"], half["orders_processed"]) == ("running", 1)
+        assert (ended["status"], ended["orders_processed"], ended["orders_added"]) == ("completed", 2, 2)
+
+    async def test_a_walk_ends_with_exact_counts_only_when_every_number_is_stored(self, pool: asyncpg.Pool) -> None:
+        await a_run(pool)
+        await store(pool, an_observation(order_id="a", place=place(0), by="list"), walk_end(3))
+        await store(pool, an_observation(order_id="c", place=place(2), by="list"), walk_end(3))
+        with_a_gap = await the_run(pool)
+        await store(
+            pool,
+            an_observation(order_id="b", place=place(1), by="list"),
+            an_observation(order_id="c", place=place(2), by="list"),
+            walk_end(3, orders_expected=3),
+        )
+        ended = await the_run(pool)
+
+        assert (with_a_gap["status"], with_a_gap["orders_processed"]) == ("running", 1)
+        assert (ended["status"], ended["orders_processed"], ended["orders_added"]) == ("completed", 3, 3)
+        assert (ended["requests"], ended["orders_expected"]) == (3, 3)
+        assert await pool.fetchval("SELECT status FROM task_history") == "completed"
+
+    async def test_orders_of_an_overtaken_attempt_are_stored_but_not_counted(self, pool: asyncpg.Pool) -> None:
+        await a_run(pool, attempt=2)
+        await store(pool, an_observation(place=place(0, attempt=1), by="list"), walk_end(1, attempt=1))
+
+        run = await the_run(pool)
+        assert (run["status"], run["orders_processed"]) == ("running", 0)
+        assert await the_order(pool) is not None
+
+    async def test_a_resumed_walk_knows_its_position_and_what_it_counted_there(self, pool: asyncpg.Pool) -> None:
+        await a_run(pool)
+        await store(
+            pool,
+            an_observation(order_id="a", place=place(0), by="list", bought_at=after(1)),
+            an_observation(order_id="b", place=place(1), by="list", bought_at=after(2)),
+            an_observation(order_id="c", place=place(2), by="list", bought_at=after(2)),
+        )
+
+        row = await pool.fetchrow("SELECT next_sequence, position, boundary_order_ids FROM run_windows")
+        assert tuple(row) == (3, after(2), ["b", "c"])
+
+    async def test_a_stopped_walk_leaves_a_truthful_run(self, pool: asyncpg.Pool) -> None:
+        await a_run(pool)
+        await store(pool, an_observation(place=place(0), by="list"), walk_end(1, outcome="stopped"))
+
+        run = await the_run(pool)
+        assert (run["status"], run["orders_processed"]) == ("stopped", 1)
+        assert run["completed_at"] is not None
+
+    async def test_an_orders_run_ends_when_nothing_is_owed_to_it(self, pool: asyncpg.Pool) -> None:
+        await a_run(pool, run_id=ANOTHER_RUN, kind="orders", attempt=None)
+        await pool.execute(
+            "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, run_ids, next_attempt_at)"
+            " VALUES (1, $1, $2, $3, now())",
+            AN_ORDER,
+            NOON,
+            [ANOTHER_RUN],
+        )
+        await store(pool, OrderMissing(token_id=1, order_id=AN_ORDER, observed_at=after(1), reason="404"))
+
+        run = await the_run(pool, ANOTHER_RUN)
+        assert (run["status"], run["orders_processed"]) == ("completed", 1)
+
+
+async def test_a_redelivered_batch_changes_no_row_and_no_counter(pool: asyncpg.Pool) -> None:
+    await a_run(pool, run_id=A_RUN)
+    records = [
+        an_event(100, run_id=ANOTHER_RUN, last=200),
+        an_event(200, follows=100, order_id="b", run_id=ANOTHER_RUN, last=200),
+        an_observation(after(1)),
+        an_observation(after(2), order_id="b"),
+        an_observation(after(3), order_id="c", by="list", place=place(0)),
+        WindowProgressed(token_id=1, run_id=A_RUN, attempt=1, page=1, requests=1, orders_expected=1),
+        OrderMissing(token_id=1, order_id="b", observed_at=after(9), reason="404"),
+        walk_end(1),
+    ]
+    await store(pool, *records)
+    before = await everything(pool)
+
+    await store(pool, *records)
+    for record in records:
+        await store(pool, record)
+
+    assert await everything(pool) == before
+
+
+async def test_a_nul_in_a_string_is_refused_as_such(pool: asyncpg.Pool) -> None:
+    with pytest.raises(RefusedError):
+        await store(pool, an_observation(body=RawJson(b'{"id":"' + AN_ORDER.encode() + b'","status":"X","n":"\\u0000"}')))
+
+
+@given(
+    ids=st.sets(st.integers(1, 10_000), min_size=1, max_size=30),
+    lost=st.sets(st.integers(0, 29)),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_the_cursor_stops_before_the_first_lost_event(ids: set[int], lost: set[int], shuffle: Any) -> None:
+    chain = sorted(ids)
+    links = [an_event(event_id, follows=before) for before, event_id in zip([0, *chain], chain, strict=False)]
+    kept = [link for number, link in enumerate(links) if number not in lost]
+    shuffle.shuffle(kept)
+
+    reached = advance_cursor(0, kept)
+
+    first_lost = next((number for number in range(len(chain)) if number in lost), len(chain))
+    assert reached == (chain[first_lost - 1] if first_lost else 0)
