@@ -1,0 +1,70 @@
+"""What a lane's records ask for: one look an order (promise P6)."""
+
+from datetime import timedelta
+
+from services.enricher.hunt import Quarry
+from services.enricher.merge import Plan, Wanted, merge, plan
+from services.enricher.recent import RecentLooks
+from services.enricher.retry import retry_delay
+from shared.messages import OrderFetch
+from tests.builders import NOON, after, an_event
+
+LAG = timedelta(seconds=30)
+
+
+def test_events_of_one_order_become_one_look_after_the_last_of_them() -> None:
+    events = [an_event(100 + number, wanted_after=after(number)) for number in range(5)]
+
+    assert [(look.order_id, look.wanted_after) for look in merge(events, RecentLooks())] == [
+        (events[0].order_id, after(4))
+    ]
+
+
+def test_an_order_looked_at_after_the_event_is_not_looked_at_again() -> None:
+    recent = RecentLooks()
+    recent.note((1, "a"), after(10))
+
+    wanted = merge([an_event(1, order_id="a", wanted_after=after(10)), an_event(2, order_id="b")], recent)
+    newer = merge([an_event(3, order_id="a", wanted_after=after(11))], recent)
+
+    assert [look.order_id for look in wanted] == ["b"]
+    assert [look.order_id for look in newer] == ["a"]
+
+
+def test_what_the_poller_sends_again_is_always_looked_at() -> None:
+    """The look that we remember may have been lost on its way to the database."""
+    recent = RecentLooks()
+    recent.note((1, "a"), after(10))
+
+    assert merge([OrderFetch(token_id=1, order_id="a", wanted_after=NOON)], recent)
+
+
+def test_events_covered_by_the_initial_load_or_without_an_order_ask_for_nothing() -> None:
+    assert merge([an_event(1, fetch=False), an_event(2, order_id=None)], RecentLooks()) == []
+
+
+def test_only_what_is_older_than_the_list_lag_and_a_minute_is_hunted() -> None:
+    old = Wanted("old", after(0), NOON, 0)
+    young = Wanted("young", after(50), NOON, 0)
+    undated = Wanted("undated", after(0), None, 0)
+    failed = Wanted("failed", after(0), NOON, 1)
+
+    chosen = plan([old, young, undated, failed], now=after(65), list_lag=LAG)
+    laggard = plan([old], now=after(65), list_lag=timedelta(seconds=90))
+
+    assert chosen == Plan((Quarry("old", NOON),), ("young", "undated", "failed"))
+    assert laggard == Plan((), ("old",))
+
+
+def test_recent_looks_forget_the_oldest() -> None:
+    recent = RecentLooks(capacity=2)
+    for number in range(3):
+        recent.note((1, str(number)), NOON)
+
+    assert recent.since((1, "0"), NOON) is None
+    assert recent.since((1, "2"), NOON) == NOON
+
+
+def test_retries_double_and_are_capped() -> None:
+    assert [retry_delay(attempts, jitter=1.0).total_seconds() for attempts in (1, 2, 3, 50)] == [30, 60, 120, 21600]
+    assert retry_delay(1, jitter=0.0).total_seconds() == 15
