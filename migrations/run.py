@@ -54,9 +54,14 @@ async def downgrade(database_url: str, revision: str) -> None:
     await _with_connection(database_url, work)
 
 
+def script_directory() -> ScriptDirectory:
+    """The revisions in this folder."""
+    return ScriptDirectory.from_config(_config())
+
+
 def head() -> str:
     """The revision that this code was written for."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    revision = script_directory().get_current_head()
     if revision is None:
         raise LookupError("the migrations folder holds no revision")
     return revision
