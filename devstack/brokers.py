@@ -16,6 +16,8 @@ class Broker(Protocol):
     def name(self) -> str: ...
     @property
     def bootstrap_servers(self) -> str: ...
+    @property
+    def running(self) -> bool: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def restart(self) -> None: ...
@@ -26,6 +28,8 @@ class Database(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def running(self) -> bool: ...
     def url(self) -> str: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -35,6 +39,7 @@ class GivenBroker:
     """Somebody else's broker: used, never started or stopped."""
 
     name = "given"
+    running = True
 
     def __init__(self, bootstrap_servers: str) -> None:
         self.bootstrap_servers = bootstrap_servers
@@ -56,6 +61,7 @@ class GivenDatabase:
     """Somebody else's PostgreSQL: used, never started or stopped."""
 
     name = "given"
+    running = True
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -71,7 +77,7 @@ class GivenDatabase:
 
 
 def choose_broker(environ: Mapping[str, str], folder: Path, *, port: int | None = None) -> Broker:
-    """The broker that the environment asks for, not started."""
+    """The broker that the environment asks for, not started; `port` is one that the caller was handed out."""
     given = environ.get("KAFKA_BOOTSTRAP_SERVERS", "")
     if given:
         return GivenBroker(given)
@@ -85,7 +91,7 @@ def choose_broker(environ: Mapping[str, str], folder: Path, *, port: int | None 
         case "docker":
             from devstack.containers import DockerKafka
 
-            return DockerKafka()
+            return DockerKafka(port=port)
         case other:
             raise DevstackError(f"KAFKA={other} is not known: choose embedded, apache or docker.")
 

@@ -42,9 +42,9 @@ class DockerKafka:
     The node must tell clients the address that reaches it from outside, so the port cannot be left to Docker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, port: int | None = None) -> None:
         self.name = f"Docker {_KAFKA_IMAGE}:{version()}"
-        self._port = free_port()
+        self._port = port or free_port()
         self._host = "127.0.0.1"
         self._running: Any = None
 
@@ -73,6 +73,14 @@ class DockerKafka:
         )
         self._running = container.start()
         self._wait()
+
+    @property
+    def running(self) -> bool:
+        if self._running is None:
+            return False
+        container = self._running.get_wrapped_container()
+        container.reload()
+        return str(container.status) == "running"
 
     def stop(self) -> None:
         if self._running is not None:
@@ -115,6 +123,14 @@ class DockerPostgres:
             if time.monotonic() > deadline:
                 raise DevstackError(f"{self.name} accepted no connection after {_START_SECONDS:g} s.")
             time.sleep(0.2)
+
+    @property
+    def running(self) -> bool:
+        if self._running is None:
+            return False
+        container = self._running.get_wrapped_container()
+        container.reload()
+        return str(container.status) == "running"
 
     def stop(self) -> None:
         if self._running is not None:

@@ -65,7 +65,7 @@ class Postgres:
 
     def __init__(self, folder: Path, *, durable: bool = True, port: int | None = None) -> None:
         self.folder = folder
-        self.port = free_port(port)
+        self.port = port or free_port()
         self._durable = durable
         self._data = folder / "data"
         self._password_file = folder / "password"

@@ -66,6 +66,7 @@ class Child:
         self._death_signal = death_signal
         self._grace_seconds = grace_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._asked_to_stop = False
 
     @property
     def pid(self) -> int:
@@ -102,6 +103,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=arrange,
             )
+        self._asked_to_stop = False
         self.starts += 1
 
     def wait_until(self, ready: Callable[[], bool], seconds: float, what: str = "ready") -> None:
@@ -137,11 +139,17 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
+    def ask_to_stop(self, stop_signal: signal.Signals | None = None) -> None:
+        """Send the stop signal, once, and do not wait; `stop` does. Many servers take a second one for impatience."""
+        if not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.send(stop_signal or self._stop_signal)
+
     def stop(self, stop_signal: signal.Signals | None = None) -> int | None:
         """Ask it to end, wait, and kill what is left of its process group; returns the exit code."""
         if self._process is None:
             return None
-        self.send(stop_signal or self._stop_signal)
+        self.ask_to_stop(stop_signal)
         code = self.wait(self._grace_seconds)
         self._kill_group()
         return code if code is not None else self._process.wait()
@@ -167,19 +175,29 @@ def answers(url: str, seconds: float = 2.0) -> bool:
         return False
 
 
-def run(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, seconds: float = 600) -> str:
+def run(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    seconds: float = 600,
+) -> str:
     """Run a short program to its end; its output, or an error that holds it."""
     words = [str(part) for part in command]
-    result = subprocess.run(  # noqa: S603 - our own commands, no shell
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=dict(env) if env is not None else None,
-        timeout=seconds,
-        check=False,
-    )
+    try:
+        result = subprocess.run(  # noqa: S603 - our own commands, no shell
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=dict(env) if env is not None else None,
+            cwd=folder,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DevstackError(f"{' '.join(words[:4])} ... did not end within {seconds:g} s") from error
     output = result.stdout.decode(errors="replace")
     if result.returncode != 0:
-        raise DevstackError(f"{Path(words[0]).name} ended with exit code {result.returncode}:\n{output.rstrip()}")
+        raise DevstackError(f"{' '.join(words[:4])} ... ended with exit code {result.returncode}:\n{output.rstrip()}")
     return output

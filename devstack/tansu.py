@@ -36,7 +36,7 @@ class Tansu:
     name = "embedded (Tansu)"
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
-        self.port = free_port(port)
+        self.port = port or free_port()
         self._folder = folder
         self._child: Child | None = None
 

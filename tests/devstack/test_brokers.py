@@ -144,6 +144,9 @@ async def consume(broker: Broker, topic: str, group: str, count: int) -> list[by
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        # With the defaults the embedded broker may take 18 s to let the next member in.
+        session_timeout_ms=6_000,
+        heartbeat_interval_ms=500,
     ) as consumer:
         records = [await consumer.getone() for _ in range(count)]
         await consumer.commit({TopicPartition(topic, 0): records[-1].offset + 1})

@@ -1,0 +1,33 @@
+"""`python -m devstack demo|up`: see `make help`."""
+
+import sys
+
+from rich.console import Console
+
+from devstack.errors import DevstackError
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the two commands; an expected failure is one message and exit code 1."""
+    console = Console()
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    try:
+        if command == "demo":
+            from devstack import demo
+
+            return demo.run(demo.plan_from(rest), console)
+        if command == "up":
+            from devstack import up
+
+            return up.run(up.plan_from(rest), console)
+    except DevstackError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    console.print("usage: python -m devstack demo|up [--help]")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

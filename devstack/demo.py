@@ -1,0 +1,319 @@
+"""`make demo`: three sellers, two thousand orders, four services; afterwards the tables equal what was served.
+
+Everything a user does goes over our own REST API; only the sellers' consent and their new orders are the simulator's.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from devstack import processes
+from devstack.allegro import Control
+from devstack.errors import DevstackError
+from devstack.ledger import Comparison, compare
+from devstack.stack import SERVICES, Stack, without_ours
+
+_POLL_SECONDS = 0.5
+_PLAIN_LINE_SECONDS = 3.0
+_CONSENT_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much happens, and how long it may take."""
+
+    sellers: int = 3
+    orders: int = 700
+    live_orders: int = 150
+    live_rate: float = 10.0
+    seed: int = 1
+    chaos: bool = False
+    limit_seconds: float = 300.0
+    keep: bool = False
+
+
+@dataclass
+class Outcome:
+    """What the summary tells."""
+
+    setup_seconds: float = 0.0
+    work_seconds: float = 0.0
+    first_order_seconds: float | None = None
+    requests: Mapping[str, int] = field(default_factory=dict)
+    kills: list[str] = field(default_factory=list)
+    comparison: Comparison = field(default_factory=Comparison)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far it is: rows in our tables, rows that Allegro has served or will, orders known and not yet looked at."""
+
+    orders: int
+    expected_orders: int
+    events: int
+    expected_events: int
+    pending: int
+    live_is_over: bool
+
+    @property
+    def look_complete(self) -> bool:
+        enough = self.orders >= self.expected_orders and self.events >= self.expected_events
+        return enough and self.live_is_over and self.pending == 0
+
+
+class Display:
+    """Two bars on a terminal, a line every few seconds anywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._plain_at = 0.0
+        self._bars = Progress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._orders = self._bars.add_task("orders", total=None, note="")
+        self._events = self._bars.add_task("events", total=None, note="")
+
+    def __enter__(self) -> "Display":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, counts: Counts) -> None:
+        note = f"{counts.pending} to fetch" if counts.pending else ""
+        self._bars.update(self._orders, completed=counts.orders, total=counts.expected_orders, note=note)
+        note = "" if counts.live_is_over else "the shops are selling"
+        self._bars.update(self._events, completed=counts.events, total=counts.expected_events, note=note)
+        if not self._console.is_terminal and time.monotonic() - self._plain_at >= _PLAIN_LINE_SECONDS:
+            self._plain_at = time.monotonic()
+            self._console.print(
+                f"  orders {counts.orders}/{counts.expected_orders}, events {counts.events}/{counts.expected_events}, "
+                f"{counts.pending} to fetch"
+            )
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
+
+class Demo:
+    """One run against a stack whose services have just been started."""
+
+    def __init__(
+        self, plan: Plan, stack: Stack, control: Control, database: asyncpg.Pool, display: Display, outcome: Outcome
+    ) -> None:
+        self._plan = plan
+        self._stack = stack
+        self._control = control
+        self._database = database
+        self._display = display
+        self._outcome = outcome
+        self._random = random.Random(plan.seed)  # noqa: S311 - a run can be repeated by its seed
+
+    async def run(self) -> None:
+        """Connect the sellers, let them sell, wait until the tables look complete, compare."""
+        async with httpx.AsyncClient(base_url=f"{self._stack.url('api')}/api/v1", timeout=30) as api:
+            users = [f"shop-{number}" for number in range(1, self._plan.sellers + 1)]
+            await asyncio.gather(*(self._connect(api, user) for user in users))
+        await self._control.start_live(self._plan.live_orders, self._plan.live_rate)
+        async with asyncio.TaskGroup() as tasks:
+            if self._plan.chaos:
+                tasks.create_task(self._kill_each_service())
+            tasks.create_task(self._until_equal())
+        first = await self._database.fetchval("SELECT min(created_at) FROM orders")
+        if first is not None:
+            self._outcome.first_order_seconds = first.timestamp() - self._stack.services_started_at
+
+    async def _connect(self, api: httpx.AsyncClient, user: str) -> None:
+        """The device flow, as an integrator does it."""
+        answer = await api.post("/tokens/auth/initialize", json={"user_id": user})
+        answer.raise_for_status()
+        authorization = answer.json()
+        await self._control.consent(authorization["user_code"])
+        deadline = time.monotonic() + _CONSENT_SECONDS
+        while time.monotonic() < deadline:
+            answer = await api.get(f"/tokens/auth/task/{authorization['task_id']}")
+            answer.raise_for_status()
+            task = answer.json()
+            if task["status"] == "SUCCESS":
+                self._display.say(f"{user} is connected (token {task['token_id']})")
+                return
+            if task["status"] == "FAILURE":
+                raise DevstackError(f"{user} could not be connected: {task}")
+            await asyncio.sleep(_POLL_SECONDS)
+        raise DevstackError(f"{user} was not connected within {_CONSENT_SECONDS:g} s of the seller's consent")
+
+    async def _kill_each_service(self) -> None:
+        """kill -9 one service after the other in the middle of its work, and start it again."""
+        victims = list(SERVICES)
+        self._random.shuffle(victims)
+        for victim in victims:
+            await asyncio.sleep(self._random.uniform(1.0, 3.0))
+            child = self._stack.services[victim]
+            child.kill()
+            after = time.time() - self._stack.services_started_at
+            self._outcome.kills.append(f"{victim} after {after:.0f} s")
+            self._display.say(f"kill -9 {victim}")
+            await asyncio.sleep(self._random.uniform(0.0, 1.0))
+            child.start()
+            await asyncio.to_thread(self._stack.wait_until_ready, victim)
+
+    async def _until_equal(self) -> None:
+        """Wait until the tables look complete, then until they are equal to the ledger, or the time is up."""
+        deadline = time.monotonic() + self._plan.limit_seconds
+        while True:
+            counts = await self._counts()
+            self._display.show(counts)
+            self._check_services()
+            late = time.monotonic() > deadline
+            chaos_is_over = not self._plan.chaos or len(self._outcome.kills) == len(SERVICES)
+            if late or (counts.look_complete and chaos_is_over):
+                self._outcome.comparison = await compare(self._control, self._database)
+                if late or self._outcome.comparison.equal:
+                    return
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _counts(self) -> Counts:
+        summary = await self._control.summary()
+        live = await self._control.live()
+        row = await self._database.fetchrow(
+            "SELECT (SELECT count(*) FROM orders WHERE gone_at IS NULL) AS orders,"
+            " (SELECT count(*) FROM order_events) AS events,"
+            " (SELECT count(*) FROM pending_fetches) AS pending"
+        )
+        return Counts(
+            orders=row["orders"],
+            expected_orders=summary["orders"],
+            events=row["events"],
+            expected_events=summary["events"],
+            pending=row["pending"],
+            live_is_over=not live["active"],
+        )
+
+    def _check_services(self) -> None:
+        """A service that ended by itself is a failure, even if the others could finish without it."""
+        for name, child in self._stack.services.items():
+            if child.exit_code is not None and not self._plan.chaos:
+                raise DevstackError(
+                    f"{name} ended with exit code {child.exit_code}. Its last lines:\n{processes.tail(child.log)}"
+                )
+
+
+def summary_table(plan: Plan, outcome: Outcome, broker: str) -> Table:
+    """What happened, in one table."""
+    comparison = outcome.comparison
+    table = Table(title=f"{plan.sellers} sellers on {broker}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("orders", str(comparison.orders))
+    table.add_row("events", str(comparison.events))
+    table.add_row("seconds until everything ran", f"{outcome.setup_seconds:.1f}")
+    table.add_row("seconds from the services' start to the end", f"{outcome.work_seconds:.1f}")
+    if outcome.first_order_seconds is not None:
+        table.add_row("seconds to the first order in PostgreSQL", f"{outcome.first_order_seconds:.1f}")
+    for kill in outcome.kills:
+        table.add_row("kill -9", kill)
+    table.add_row("requests spent", str(sum(outcome.requests.values())))
+    for endpoint, number in sorted(outcome.requests.items(), key=lambda item: -item[1]):
+        table.add_row(f"  {endpoint}", str(number))
+    style = "green" if comparison.equal else "red"
+    table.add_row("differences from the ledger", f"[{style}]{comparison.differences}[/{style}]")
+    return table
+
+
+async def _work(plan: Plan, stack: Stack, console: Console, outcome: Outcome) -> None:
+    assert stack.simulator is not None  # noqa: S101 - a demo always has one
+    async with (
+        Control(stack.simulator.url) as control,
+        asyncpg.create_pool(stack.database.url(), min_size=1, max_size=2) as database,
+    ):
+        with Display(console) as display:
+            await Demo(plan, stack, control, database, display, outcome).run()
+        outcome.requests = await control.requests()
+
+
+@contextlib.contextmanager
+def _temporary_folder(*, keep: bool) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="orders-backup-demo-"))
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
+
+
+def _show_logs(stack: Stack, console: Console) -> None:
+    for name, child in stack.services.items():
+        console.rule(f"{name}: last lines")
+        console.print(processes.tail(child.log, 15), markup=False, highlight=False)
+
+
+def run(plan: Plan, console: Console) -> int:
+    """The whole demo; 0 only if the tables are equal to the ledger."""
+    began = time.monotonic()
+    outcome = Outcome()
+    with _temporary_folder(keep=plan.keep) as folder:
+        stack = Stack(
+            folder,
+            os.environ,
+            {**without_ours(os.environ), "SYNC_INTERVAL_SECONDS": "2"},
+            simulator_options=["--sellers", str(plan.sellers), "--orders", str(plan.orders), "--seed", str(plan.seed)],
+            durable=True,
+            working_folder=folder,
+            say=lambda text: console.print(text, highlight=False),
+        )
+        with stack:
+            stack.start_servers()
+            stack.set_up()
+            stack.start_services()
+            try:
+                stack.wait_until_ready("api")
+                outcome.setup_seconds = time.monotonic() - began
+                asyncio.run(_work(plan, stack, console, outcome))
+                outcome.work_seconds = time.time() - stack.services_started_at
+            except BaseException:
+                _show_logs(stack, console)
+                raise
+            if not outcome.comparison.equal:
+                _show_logs(stack, console)
+        if plan.keep:
+            console.print(f"data and logs are kept in {folder}", highlight=False)
+    console.print(summary_table(plan, outcome, stack.broker.name))
+    for difference in outcome.comparison.shown:
+        console.print(str(difference), markup=False, highlight=False)
+    return 0 if outcome.comparison.equal else 1
+
+
+def plan_from(arguments: Sequence[str]) -> Plan:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m devstack demo", description=(__doc__ or "").split("\n")[0])
+    defaults = Plan()
+    parser.add_argument("--sellers", type=int, default=defaults.sellers)
+    parser.add_argument("--orders", type=int, default=defaults.orders, help="historical orders of each seller")
+    parser.add_argument("--live-orders", type=int, default=defaults.live_orders, help="new orders while it runs")
+    parser.add_argument("--live-rate", type=float, default=defaults.live_rate, help="new orders a second")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the orders and of the kills")
+    parser.add_argument("--chaos", action="store_true", help="kill -9 each service once in the middle")
+    parser.add_argument("--limit-seconds", type=float, default=defaults.limit_seconds, help="give up after so long")
+    parser.add_argument("--keep", action="store_true", help="keep data and logs, and say where")
+    return Plan(**vars(parser.parse_args(arguments)))

@@ -1,0 +1,65 @@
+"""Comparing what is stored with what was served."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from devstack.ledger import Comparison, Difference, compare_chunk, first_difference, parse
+
+
+@pytest.mark.parametrize(
+    ("expected", "stored"),
+    [
+        ({"a": 1, "b": [{"c": None}]}, {"b": [{"c": None}], "a": 1}),
+        (1, Decimal("1.0")),
+        (parse("1.10"), parse("1.1")),
+        ("ż\u0000", "ż\u0000"),
+        ([], []),
+    ],
+)
+def test_equal_json(expected: Any, stored: Any) -> None:
+    assert first_difference(expected, stored) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "stored", "reason"),
+    [
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, "$.a.b is 2 instead of 1"),
+        ({"a": 1}, {}, "$.a is not stored"),
+        ({}, {"a": 1}, "$.a is stored and was never served"),
+        ({"a": None}, {}, "$.a is not stored"),
+        ([1, 2], [1], "$ has 1 elements instead of 2"),
+        ([{"a": "x"}], [{"a": "y"}], "$[0].a is 'y' instead of 'x'"),
+        (True, 1, "$ is 1 instead of True"),
+        ("1", 1, "$ is 1 instead of '1'"),
+        (parse("0.1"), parse("0.10000000000000001"), "$ is Decimal('0.10000000000000001') instead of Decimal('0.1')"),
+        ({}, [], "$ is [] instead of {}"),
+    ],
+)
+def test_a_difference_is_told_with_its_place(expected: Any, stored: Any, reason: str) -> None:
+    assert first_difference(expected, stored) == reason
+
+
+def test_every_missing_and_changed_row_is_counted() -> None:
+    result = Comparison()
+
+    compare_chunk("order", "7", {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1}}, {"a": {"x": 1}, "b": {"x": 2}}, result)
+
+    assert result == Comparison(
+        orders=3,
+        differences=2,
+        shown=[
+            Difference("different", "order", "7", "b", "$.x is 2 instead of 1"),
+            Difference("missing", "order", "7", "c", "Allegro served it and it is not stored"),
+        ],
+    )
+    assert not result.equal
+
+
+def test_only_the_first_differences_are_kept() -> None:
+    result = Comparison()
+
+    compare_chunk("event", "7", {str(number): {} for number in range(1000)}, {}, result)
+
+    assert (result.events, result.differences, len(result.shown)) == (1000, 1000, 10)
