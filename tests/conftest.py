@@ -34,7 +34,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from shared.settings import Group
 
-    def without_dotenv(settings_cls: object, init_settings: object, env_settings: object, *_: object) -> object:
+    def without_dotenv(_cls: object, *, init_settings: object, env_settings: object, **_others: object) -> object:
         return init_settings, env_settings
 
     monkeypatch.setattr(Group, "settings_customise_sources", without_dotenv)
