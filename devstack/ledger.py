@@ -5,10 +5,12 @@ JSON document a line and is compared a few hundred lines at a time.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import asyncpg
 
 _CHUNK = 200
 _SHOWN = 10
@@ -101,3 +103,80 @@ def compare_chunk(
         reason = first_difference(document, stored[id_])
         if reason is not None:
             result.add(Difference("different", kind, seller_id, id_, reason))
+
+
+class Truth(Protocol):
+    """Where the ledger comes from."""
+
+    def ledger(self, kind: str, seller_id: str) -> AsyncIterator[str]:
+        """One seller's `orders` or `events`, a JSON document each."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Table:
+    """How one kind of document is stored."""
+
+    kind: Kind
+    documents: str
+    extra: str
+
+
+_STORED_ORDERS = _Table(
+    "order",
+    documents="SELECT allegro_order_id AS id, order_data::text AS document, order_raw AS raw FROM orders"
+    " WHERE user_token_id = $1 AND allegro_order_id = ANY($2)",
+    extra="SELECT allegro_order_id AS id FROM orders LEFT JOIN ledger_ids ON ledger_ids.id = allegro_order_id"
+    " WHERE user_token_id = $1 AND ledger_ids.id IS NULL AND gone_at IS NULL",
+)
+_STORED_EVENTS = _Table(
+    "event",
+    documents="SELECT event_id::text AS id, event_data::text AS document, event_raw AS raw FROM order_events"
+    " WHERE user_token_id = $1 AND event_id = ANY($2::text[]::bigint[])",
+    extra="SELECT event_id::text AS id FROM order_events LEFT JOIN ledger_ids ON ledger_ids.id = event_id::text"
+    " WHERE user_token_id = $1 AND ledger_ids.id IS NULL",
+)
+
+
+async def compare(truth: Truth, seller_ids: Sequence[str], database: asyncpg.Pool) -> Comparison:
+    """Compare every order and event of these sellers with what is stored for them."""
+    result = Comparison()
+    async with database.acquire() as connection:
+        for seller_id in seller_ids:
+            tokens = await connection.fetch("SELECT id FROM user_tokens WHERE seller_id = $1 ORDER BY id", seller_id)
+            if not tokens:
+                result.add(Difference("missing", "order", seller_id, "*", "nobody connected this seller"))
+            for token in tokens:
+                for table in (_STORED_ORDERS, _STORED_EVENTS):
+                    await _compare_table(truth, table, seller_id, token["id"], connection, result)
+    return result
+
+
+async def _compare_table(
+    truth: Truth, table: _Table, seller_id: str, token_id: int, connection: asyncpg.Connection, result: Comparison
+) -> None:
+    """One pass over the ledger; its ids are noted in a temporary table, to find stored rows that it does not have."""
+    await connection.execute("CREATE TEMPORARY TABLE IF NOT EXISTS ledger_ids (id text PRIMARY KEY)")
+    await connection.execute("TRUNCATE ledger_ids")
+    async for expected in _chunks(truth.ledger(f"{table.kind}s", seller_id)):
+        rows = await connection.fetch(table.documents, token_id, list(expected))
+        stored = {row["id"]: parse(row["raw"] if row["raw"] is not None else row["document"]) for row in rows}
+        compare_chunk(table.kind, seller_id, expected, stored, result)
+        await connection.copy_records_to_table("ledger_ids", records=[(id_,) for id_ in expected])
+    async with connection.transaction():
+        async for row in connection.cursor(table.extra, token_id):
+            result.add(
+                Difference("extra", table.kind, seller_id, row["id"], "it is stored and Allegro never served it")
+            )
+
+
+async def _chunks(documents: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
+    chunk: dict[str, Any] = {}
+    async for line in documents:
+        document = parse(line)
+        chunk[document["id"]] = document
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = {}
+    if chunk:
+        yield chunk

@@ -1,0 +1,92 @@
+"""The same comparison over a real database."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from devstack.ledger import Difference, compare
+
+pytestmark = pytest.mark.integration
+
+
+class Truth:
+    """A ledger in memory: one seller, number 7."""
+
+    def __init__(self, orders: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+        self._documents = {"orders": orders, "events": events}
+
+    async def ledger(self, kind: str, seller_id: str) -> AsyncIterator[str]:
+        assert seller_id == "7"
+        for document in self._documents[kind]:
+            yield json.dumps(document)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=2) as pool:
+        yield pool
+
+
+def an_order(number: int, status: str = "BOUGHT") -> dict[str, Any]:
+    return {"id": f"order-{number:05}", "status": status, "total": {"amount": "1.00"}}
+
+
+def an_event(number: int) -> dict[str, Any]:
+    return {"id": str(number), "type": "BOUGHT", "order": {"checkoutForm": {"id": f"order-{number:05}"}}}
+
+
+async def store(pool: asyncpg.Pool, orders: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+    token = await pool.fetchval("INSERT INTO user_tokens (user_id, seller_id) VALUES ('shop', '7') RETURNING id")
+    await pool.executemany(
+        "INSERT INTO orders (user_token_id, allegro_order_id, status, order_data, observed_at, observed_by)"
+        " VALUES ($1, $2, 'BOUGHT', $3, now(), 'detail')",
+        [(token, order["id"], json.dumps(order)) for order in orders],
+    )
+    await pool.executemany(
+        "INSERT INTO order_events (user_token_id, event_id, event_type, event_data) VALUES ($1, $2, 'BOUGHT', $3)",
+        [(token, int(event["id"]), json.dumps(event)) for event in events],
+    )
+
+
+async def test_equal_tables_have_no_differences(database: asyncpg.Pool) -> None:
+    orders, events = [an_order(number) for number in range(450)], [an_event(number) for number in range(1, 451)]
+    await store(database, orders, events)
+
+    result = await compare(Truth(orders, events), ["7"], database)
+
+    assert result.equal
+    assert (result.orders, result.events) == (450, 450)
+
+
+async def test_missing_extra_and_different_rows_are_found(database: asyncpg.Pool) -> None:
+    await store(database, [an_order(1), an_order(2, "CANCELLED"), an_order(4)], [an_event(1), an_event(3)])
+
+    truth = Truth([an_order(1), an_order(2), an_order(3)], [an_event(1), an_event(2)])
+    result = await compare(truth, ["7"], database)
+
+    assert result.shown == [
+        Difference("different", "order", "7", "order-00002", "$.status is 'CANCELLED' instead of 'BOUGHT'"),
+        Difference("missing", "order", "7", "order-00003", "Allegro served it and it is not stored"),
+        Difference("extra", "order", "7", "order-00004", "it is stored and Allegro never served it"),
+        Difference("missing", "event", "7", "2", "Allegro served it and it is not stored"),
+        Difference("extra", "event", "7", "3", "it is stored and Allegro never served it"),
+    ]
+
+
+async def test_an_order_that_jsonb_cannot_hold_is_compared_by_its_bytes(database: asyncpg.Pool) -> None:
+    await store(database, [an_order(1)], [])
+    order = {**an_order(1), "note": "a\u0000b"}
+    await database.execute("UPDATE orders SET order_raw = $1", json.dumps(order).encode())
+
+    assert (await compare(Truth([order], []), ["7"], database)).equal
+
+
+async def test_a_seller_that_nobody_connected_is_a_difference(database: asyncpg.Pool) -> None:
+    result = await compare(Truth([], []), ["7"], database)
+
+    assert [str(difference) for difference in result.shown] == [
+        "missing order * of seller 7: nobody connected this seller"
+    ]
