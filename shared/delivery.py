@@ -123,14 +123,15 @@ def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll
     Range assignment gives one member the same partition numbers of every topic: a token's events and orders meet.
     The rebalance timeout is the time a member gets to finish what it holds; aiokafka's default is the session's 10 s.
     """
+    session_ms = int(settings.kafka_session_timeout_seconds * 1000)
     return AIOKafkaConsumer(
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         group_id=f"{settings.kafka_topic_prefix}{group}",
         client_id=f"orders-backup-{service}",
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        session_timeout_ms=30_000,
-        heartbeat_interval_ms=3_000,
+        session_timeout_ms=session_ms,
+        heartbeat_interval_ms=session_ms // 10,
         rebalance_timeout_ms=60_000,
         max_poll_interval_ms=max_poll_interval_ms,
         max_partition_fetch_bytes=4 << 20,

@@ -53,6 +53,9 @@ class KafkaSettings(Group):
         default=False,
         description="needs a broker with InitProducerId; not needed: every effect is idempotent",
     )
+    kafka_session_timeout_seconds: float = Field(
+        default=30.0, ge=1, le=300, description="a consumer that is silent for so long loses its partitions"
+    )
     kafka_compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(default="lz4")
 
     @field_validator("kafka_bootstrap_servers", mode="before")

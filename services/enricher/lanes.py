@@ -105,9 +105,9 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
     async def run(self) -> None:
         """Consume until cancelled; then finish what is in hand, commit, and leave the group."""
         self._consumer.subscribe([self._topic], listener=self)
-        await self._consumer.start()
         committer = asyncio.create_task(self._commit_regularly(), name=f"commit {self._topic}")
         try:
+            await self._consumer.start()
             while True:
                 polled = await self._consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
                 self._progressed()

@@ -53,8 +53,8 @@ class Writer:
         """Consume until cancelled. A batch in hand is then dropped: it was not committed and comes again."""
         topics = [self._topics.order_events, self._topics.orders, self._topics.dead_letters]
         self._consumer.subscribe(topics, listener=RebalanceLog())
-        await self._consumer.start()
         try:
+            await self._consumer.start()
             while True:
                 polled = await self._consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
                 self._progressed()

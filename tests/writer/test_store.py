@@ -283,7 +283,9 @@ async def test_a_redelivered_batch_changes_no_row_and_no_counter(pool: asyncpg.P
 
 async def test_a_nul_in_a_string_is_refused_as_such(pool: asyncpg.Pool) -> None:
     with pytest.raises(RefusedError):
-        await store(pool, an_observation(body=RawJson(b'{"id":"' + AN_ORDER.encode() + b'","status":"X","n":"\\u0000"}')))
+        await store(
+            pool, an_observation(body=RawJson(b'{"id":"' + AN_ORDER.encode() + b'","status":"X","n":"\\u0000"}'))
+        )
 
 
 @given(
