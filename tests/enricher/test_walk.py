@@ -23,7 +23,7 @@ class Shop:
         ]
         self.requests = 0
 
-    def list(self, request: PageRequest) -> OrderPage:
+    def page(self, request: PageRequest) -> OrderPage:
         self.requests += 1
         assert request.offset + PAGE_SIZE <= 10_000
         found = [
@@ -38,7 +38,7 @@ class Shop:
     def walk(self, walk: Walk) -> list[Met]:
         met: list[Met] = []
         while (request := walk.next_request()) is not None:
-            met += walk.take(self.list(request))
+            met += walk.take(self.page(request))
         return met
 
 
@@ -71,7 +71,7 @@ def test_a_large_shop_costs_one_request_for_99_orders_and_never_meets_the_row_li
 def test_a_resumed_walk_goes_on_where_it_is_stored() -> None:
     shop = Shop([after(number // 3) for number in range(600)])
     first = a_walk()
-    met = [one for _ in range(3) for one in first.take(shop.list(first.next_request() or PageRequest(NOON, END, 0)))]
+    met = [one for _ in range(3) for one in first.take(shop.page(first.next_request() or PageRequest(NOON, END, 0)))]
     stored = met[:250]  # what the writer committed, before the crash
     position = max(one.order.bought_at for one in stored if one.order.bought_at)
     counted = [one.order.order_id for one in stored if one.order.bought_at == position]
@@ -86,7 +86,7 @@ def test_a_resumed_walk_goes_on_where_it_is_stored() -> None:
 def test_an_order_that_vanishes_while_paging_hides_no_other() -> None:
     shop = Shop([after(number) for number in range(300)])
     walk = a_walk()
-    met = walk.take(shop.list(PageRequest(NOON, END, 0)))
+    met = walk.take(shop.page(PageRequest(NOON, END, 0)))
     del shop.orders[50]
 
     met += shop.walk(walk)
@@ -99,7 +99,7 @@ def test_a_lying_total_count_ends_no_walk_early() -> None:
     walk = a_walk()
     met: list[Met] = []
     while (request := walk.next_request()) is not None:
-        page = shop.list(request)
+        page = shop.page(request)
         met += walk.take(OrderPage(orders=page.orders, total_count=0, requested_at=NOON))
 
     assert len(met) == 250
@@ -108,7 +108,7 @@ def test_a_lying_total_count_ends_no_walk_early() -> None:
 def test_a_page_that_skips_rows_is_not_taken_for_the_last() -> None:
     shop = Shop([after(number) for number in range(250)])
     walk = a_walk()
-    page = shop.list(PageRequest(NOON, END, 0))
+    page = shop.page(PageRequest(NOON, END, 0))
     walk.take(OrderPage(orders=page.orders[:90], total_count=page.total_count, requested_at=NOON))
 
     assert len(shop.walk(walk)) == 160

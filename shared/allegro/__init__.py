@@ -1,0 +1,1 @@
+"""Allegro's REST API, as it behaves: bodies, errors, OAuth, calls of one seller."""

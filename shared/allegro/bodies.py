@@ -1,0 +1,257 @@
+"""What we read of Allegro's bodies: the few fields we need; everything else stays in the bytes as they came (P9).
+
+Nothing here trusts a field to be there or to have its documented type (allegro-api.md 3, 5: `delivery` null, `invoice`
+absent, numbers as strings). What identifies a thing must be readable; the rest is None where it is not.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import msgspec
+
+from shared.errors import PermanentError
+from shared.messages import RawJson
+
+
+class UnreadableBodyError(PermanentError):
+    """A body that lacks what identifies it, or is no JSON object at all; the text quotes nothing of it."""
+
+
+@dataclass(frozen=True)
+class JournalEvent:
+    """One line of the journal."""
+
+    event_id: int
+    event_type: str
+    occurred_at: datetime | None
+    order_id: str | None
+    revision: str | None
+    bought_at: datetime | None
+    raw: RawJson
+
+
+@dataclass(frozen=True)
+class ListedOrder:
+    """An order with the two facts that a walk needs; `bought_at` is that of its newest line item (#1109)."""
+
+    order_id: str
+    bought_at: datetime | None
+    raw: RawJson
+
+
+@dataclass(frozen=True)
+class OrderPage:
+    """A page of the list, and when it was asked for."""
+
+    orders: tuple[ListedOrder, ...]
+    total_count: int | None
+    requested_at: datetime
+
+
+@dataclass(frozen=True)
+class FetchedOrder:
+    """One order by its id, and when it was asked for."""
+
+    order: ListedOrder
+    requested_at: datetime
+
+
+@dataclass(frozen=True)
+class OrderFacts:
+    """What the columns of `orders` hold of an order."""
+
+    order_id: str
+    status: str
+    fulfillment_status: str | None
+    buyer_id: str | None
+    buyer_login: str | None
+    buyer_email: str | None
+    total_amount: Decimal | None
+    currency: str | None
+    bought_at: datetime | None
+    updated_at: datetime | None
+    revision: str | None
+    line_item_ids: tuple[str, ...]
+
+
+class _Lens(msgspec.Struct):
+    """A struct in which any value may have any type: a surprise in one field must not cost the others."""
+
+
+class _Order(_Lens):
+    id: Any = None
+    status: Any = None
+    fulfillment: Any = None
+    buyer: Any = None
+    summary: Any = None
+    lineItems: Any = None  # noqa: N815 - Allegro's name
+    updatedAt: Any = None  # noqa: N815
+    revision: Any = None
+
+
+class _Identified(_Lens):
+    id: Any = None
+    lineItems: Any = None  # noqa: N815
+
+
+class _Event(_Lens):
+    id: Any = None
+    type: Any = None
+    occurredAt: Any = None  # noqa: N815
+    order: Any = None
+
+
+class _List(_Lens):
+    checkoutForms: list[msgspec.Raw]  # noqa: N815
+    totalCount: Any = None  # noqa: N815
+
+
+class _Events(_Lens):
+    events: list[msgspec.Raw]
+
+
+_ORDER = msgspec.json.Decoder(_Order)
+_IDENTIFIED = msgspec.json.Decoder(_Identified)
+_EVENT = msgspec.json.Decoder(_Event)
+_LIST = msgspec.json.Decoder(_List)
+_EVENTS = msgspec.json.Decoder(_Events)
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def order_facts(raw: bytes) -> OrderFacts:
+    """Read the facts of an order; raises UnreadableBodyError if it is no order at all."""
+    try:
+        order = _ORDER.decode(raw)
+    except _UNREADABLE as error:
+        raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
+    if not isinstance(order.id, str) or not order.id:
+        raise UnreadableBodyError("order.id: missing")
+    total = _get(_get(order.summary, "totalToPay"), "amount")
+    return OrderFacts(
+        order_id=order.id,
+        status=_text(order.status) or "UNKNOWN",
+        fulfillment_status=_text(_get(order.fulfillment, "status")),
+        buyer_id=_text(_get(order.buyer, "id")),
+        buyer_login=_text(_get(order.buyer, "login")),
+        buyer_email=_text(_get(order.buyer, "email")),
+        total_amount=_decimal(total),
+        currency=_text(_get(_get(order.summary, "totalToPay"), "currency")),
+        bought_at=_newest(order.lineItems),
+        updated_at=_moment(order.updatedAt),
+        revision=_text(order.revision),
+        line_item_ids=tuple(
+            identifier for item in _items(order.lineItems) if (identifier := _text(_get(item, "id"))) is not None
+        ),
+    )
+
+
+def listed_order(raw: bytes) -> ListedOrder:
+    """Read what a walk needs of an order; raises UnreadableBodyError."""
+    try:
+        order = _IDENTIFIED.decode(raw)
+    except _UNREADABLE as error:
+        raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
+    if not isinstance(order.id, str) or not order.id:
+        raise UnreadableBodyError("order.id: missing")
+    return ListedOrder(order.id, _newest(order.lineItems), RawJson(raw))
+
+
+def order_list(raw: bytes, *, requested_at: datetime) -> OrderPage:
+    """Read a page of the list; raises UnreadableBodyError."""
+    try:
+        page = _LIST.decode(raw)
+    except _UNREADABLE as error:
+        raise UnreadableBodyError(f"list of orders: unreadable: {type(error).__name__}") from error
+    total = page.totalCount if isinstance(page.totalCount, int) and page.totalCount >= 0 else None
+    return OrderPage(tuple(listed_order(bytes(order)) for order in page.checkoutForms), total, requested_at)
+
+
+def journal_event(raw: bytes) -> JournalEvent:
+    """Read one line of the journal; raises UnreadableBodyError if its id is no journal position."""
+    try:
+        event = _EVENT.decode(raw)
+    except _UNREADABLE as error:
+        raise UnreadableBodyError(f"event: not a JSON object: {type(error).__name__}") from error
+    identifier = str(event.id)
+    if not (identifier.isascii() and identifier.isdigit()) or int(identifier) >= 2**63:
+        raise UnreadableBodyError("event.id: not a journal position")
+    form = _get(event.order, "checkoutForm")
+    return JournalEvent(
+        event_id=int(identifier),
+        event_type=_text(event.type) or "UNKNOWN",
+        occurred_at=_moment(event.occurredAt),
+        order_id=_text(_get(form, "id")),
+        revision=_text(_get(form, "revision")),
+        bought_at=_newest(_get(event.order, "lineItems")),
+        raw=RawJson(raw),
+    )
+
+
+def journal_events(raw: bytes) -> tuple[JournalEvent, ...]:
+    """Read a page of the journal, in Allegro's order; raises UnreadableBodyError."""
+    try:
+        page = _EVENTS.decode(raw)
+    except _UNREADABLE as error:
+        raise UnreadableBodyError(f"journal page: unreadable: {type(error).__name__}") from error
+    return tuple(journal_event(bytes(event)) for event in page.events)
+
+
+def latest_event_id(raw: bytes) -> int | None:
+    """Read the newest position from event-stats; None where there is none, or the key is missing (#8496)."""
+    try:
+        stats = msgspec.json.decode(raw)
+    except _UNREADABLE as error:
+        raise UnreadableBodyError(f"event-stats: unreadable: {type(error).__name__}") from error
+    identifier = str(_get(_get(stats, "latestEvent"), "id"))
+    return int(identifier) if identifier.isascii() and identifier.isdigit() and int(identifier) < 2**63 else None
+
+
+def _get(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def _text(value: Any) -> str | None:
+    match value:
+        case str():
+            return value
+        case bool() | None:
+            return None
+        case int():
+            return str(value)
+        case _:
+            return None
+
+
+def _decimal(value: Any) -> Decimal | None:
+    """Amounts are strings; anything that PostgreSQL's numeric could not hold is None."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return None
+    try:
+        amount = Decimal(value)
+    except InvalidOperation:
+        return None
+    return amount if amount.is_finite() and abs(amount.adjusted()) < 1000 else None
+
+
+def _moment(value: Any) -> datetime | None:
+    """Times are UTC, ISO 8601 with `Z` (#10170)."""
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _newest(line_items: Any) -> datetime | None:
+    moments = [moment for item in _items(line_items) if (moment := _moment(_get(item, "boughtAt"))) is not None]
+    return max(moments, default=None)
