@@ -1,5 +1,6 @@
 """`python -m devstack demo|up`: see `make help`."""
 
+import signal
 import sys
 
 from rich.console import Console
@@ -15,6 +16,7 @@ def main(arguments: list[str]) -> int:
         if command == "demo":
             from devstack import demo
 
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop everything, as Ctrl-C does
             return demo.run(demo.plan_from(rest), console)
         if command == "up":
             from devstack import up

@@ -119,6 +119,8 @@ def jars() -> Path:
 class ApacheKafka:
     """One Apache Kafka node (broker and controller) on loopback ports."""
 
+    session_timeout_seconds = 6.0  # the least that it allows
+
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.port = port or free_port()
         self._controller_port = free_port()

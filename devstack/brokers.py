@@ -17,6 +17,11 @@ class Broker(Protocol):
     @property
     def bootstrap_servers(self) -> str: ...
     @property
+    def session_timeout_seconds(self) -> float | None:
+        """What suits short-lived groups on this broker; None: the product's own choice."""
+        ...
+
+    @property
     def running(self) -> bool: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -40,6 +45,7 @@ class GivenBroker:
 
     name = "given"
     running = True
+    session_timeout_seconds = None
 
     def __init__(self, bootstrap_servers: str) -> None:
         self.bootstrap_servers = bootstrap_servers

@@ -42,6 +42,8 @@ class DockerKafka:
     The node must tell clients the address that reaches it from outside, so the port cannot be left to Docker.
     """
 
+    session_timeout_seconds = 6.0
+
     def __init__(self, *, port: int | None = None) -> None:
         self.name = f"Docker {_KAFKA_IMAGE}:{version()}"
         self._port = port or free_port()

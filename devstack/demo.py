@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import random
+import secrets
 import shutil
 import tempfile
 import time
@@ -252,6 +253,18 @@ async def _work(plan: Plan, stack: Stack, console: Console, outcome: Outcome) ->
         outcome.requests = await control.requests()
 
 
+async def _check_is_empty(stack: Stack) -> None:
+    """A database given by DATABASE_URL may hold somebody's orders: those are not compared with a simulator."""
+    connection = await asyncpg.connect(stack.database.url())
+    try:
+        if await connection.fetchval("SELECT EXISTS (SELECT FROM user_tokens)"):
+            raise DevstackError(
+                "The database of DATABASE_URL already has connected sellers: the demo needs an empty one."
+            )
+    finally:
+        await connection.close()
+
+
 @contextlib.contextmanager
 def _temporary_folder(*, keep: bool) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="orders-backup-demo-"))
@@ -276,7 +289,12 @@ def run(plan: Plan, console: Console) -> int:
         stack = Stack(
             folder,
             os.environ,
-            {**without_ours(os.environ), "SYNC_INTERVAL_SECONDS": "2"},
+            {
+                **without_ours(os.environ),
+                "SYNC_INTERVAL_SECONDS": "2",
+                # A given broker may already have topics of these names.
+                "KAFKA_TOPIC_PREFIX": f"demo-{secrets.token_hex(4)}-",
+            },
             simulator_options=["--sellers", str(plan.sellers), "--orders", str(plan.orders), "--seed", str(plan.seed)],
             durable=True,
             working_folder=folder,
@@ -285,6 +303,7 @@ def run(plan: Plan, console: Console) -> int:
         with stack:
             stack.start_servers()
             stack.set_up()
+            asyncio.run(_check_is_empty(stack))
             stack.start_services()
             try:
                 stack.wait_until_ready("api")

@@ -34,6 +34,8 @@ class Tansu:
     """The embedded broker on a loopback port."""
 
     name = "embedded (Tansu)"
+    # A join takes half of the members' session timeout here, and one after a kill about two of them.
+    session_timeout_seconds = 4.0
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.port = port or free_port()
