@@ -1,113 +1,227 @@
-"""Publishing: every record keyed, every batch acknowledged within a deadline of ours, or an error."""
+"""Kafka, used safely: a producer whose acknowledgements are awaited, a broker for FastStream, a wait for the topics.
+
+FastStream's `publish_batch` ignores keys for partitioning, so records go out one by one over aiokafka's producer, which
+gathers them into batches itself. Its batches wait for ever where idempotence is on, hence a deadline of our own.
+"""
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from faststream.kafka import KafkaBroker
 
-from shared.errors import TransientError
+from shared.errors import ConfigurationError, PermanentError, TransientError
 from shared.settings import KafkaSettings
-from shared.topics import create_topics
 
 logger = logging.getLogger(__name__)
 
 OutgoingRecord = tuple[bytes, bytes, Sequence[tuple[str, bytes]]]
-"""Key, value and headers."""
+"""Key, value, headers."""
 
-# An order of many line items on one page of 100 stays far below; the broker's own limit has to allow it too.
-_MAX_REQUEST_BYTES = 12 << 20
-_MAX_BATCH_BYTES = 256 << 10
-_LINGER_MS = 5
-_REQUEST_TIMEOUT_MS = 20_000
-_PUBLISH_TIMEOUT_SECONDS = 30.0
+_LINGER_MS = 10
+_MAX_BATCH_BYTES = 256 * 1024
+_MAX_RECORD_BYTES = 12 * 1024 * 1024
+_REQUEST_TIMEOUT_SECONDS = 20.0
+_PUBLISH_DEADLINE_SECONDS = 30.0
+_STOP_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.2
 _LONGEST_RETRY_SECONDS = 5.0
 
 
 class PublishFailedError(TransientError):
-    """Not every record was acknowledged; publishing all of them again does no harm."""
+    """Not every record was acknowledged: some may be there, none is known to be. Publish all of them again."""
+
+
+class RecordTooLargeError(PermanentError):
+    """A record that Kafka will never take."""
 
 
 class RecordProducer:
-    """Publishes and waits for the acknowledgement of all replicas.
+    """Publishes records and returns when every one is acknowledged by all in-sync replicas."""
 
-    FastStream's own `publish_batch` would put the whole batch on one partition, whatever the keys; and an idempotent
-    producer waits for ever while the broker is away, hence the deadline.
-    """
-
-    def __init__(self, settings: KafkaSettings, *, service: str) -> None:
+    def __init__(
+        self, settings: KafkaSettings, *, service: str, deadline_seconds: float = _PUBLISH_DEADLINE_SECONDS
+    ) -> None:
         self._settings = settings
         self._service = service
+        self._deadline_seconds = deadline_seconds
         self._producer: AIOKafkaProducer | None = None
+        self._opening = asyncio.Lock()
 
     async def start(self) -> None:
-        """Connect, waiting as long as the broker is away; create missing topics (a wiped broker has none)."""
+        """Connect; waits as long as Kafka is away."""
         delay = _FIRST_RETRY_SECONDS
         while True:
-            producer = AIOKafkaProducer(
-                bootstrap_servers=list(self._settings.kafka_bootstrap_servers),
-                client_id=f"orders-backup-{self._service}",
-                acks="all",
-                enable_idempotence=self._settings.kafka_idempotent_producer,
-                compression_type=None
-                if self._settings.kafka_compression == "none"
-                else self._settings.kafka_compression,
-                linger_ms=_LINGER_MS,
-                max_batch_size=_MAX_BATCH_BYTES,
-                max_request_size=_MAX_REQUEST_BYTES,
-                request_timeout_ms=_REQUEST_TIMEOUT_MS,
-                metadata_max_age_ms=30_000,
-            )
             try:
-                await producer.start()
-                await self.ensure_topics()
-            except (KafkaError, OSError) as error:
-                await producer.stop()
-                logger.warning("Kafka is not reachable yet", extra={"error": repr(error), "retry_in_seconds": delay})
+                await self._connected()
+            except PublishFailedError as error:
+                logger.warning("Kafka is not reachable yet", extra={"error": str(error), "retry_in_seconds": delay})
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
             else:
-                self._producer = producer
                 return
 
-    async def ensure_topics(self) -> None:
-        """Create the topics that are missing; raises aiokafka's errors if the broker is away."""
-        created = await create_topics(
-            self._settings.kafka_bootstrap_servers,
-            self._settings.topics,
-            partitions=self._settings.kafka_topic_partitions,
-            replication_factor=self._settings.kafka_replication_factor,
-        )
-        if created:
-            logger.warning("topics were missing and have been created", extra={"topics": created})
-
-    async def publish_all(self, topic: str, records: Sequence[OutgoingRecord]) -> None:
-        """Publish, keeping the order of the records of one key; raises PublishFailedError."""
-        producer = self._producer
-        if producer is None:
-            raise RuntimeError("RecordProducer.start() has to run before anything is published")
-        if not records:
-            return
-        try:
-            async with asyncio.timeout(_PUBLISH_TIMEOUT_SECONDS):
-                acknowledgements = [
-                    await producer.send(topic, key=key, value=value, headers=list(headers))
-                    for key, value, headers in records
-                ]
-                await asyncio.gather(*acknowledgements)
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise PublishFailedError(f"publishing to {topic} failed: {error!r}") from error
-
-    async def ping(self) -> None:
-        """Ask the broker for metadata; raises aiokafka's errors or TimeoutError if it is away."""
-        if self._producer is None:
-            raise PublishFailedError("not connected to Kafka yet")
-        async with asyncio.timeout(3.0):
-            await self._producer.client.fetch_all_metadata()
-
     async def stop(self) -> None:
-        if self._producer is not None:
-            await self._producer.stop()
+        """Close; what is not acknowledged by now is given up after a few seconds."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def publish_all(self, topic: str, records: Iterable[OutgoingRecord]) -> None:
+        """Publish in order, each to its key's partition, and wait for every acknowledgement.
+
+        Raises PublishFailedError if one of them is missing, RecordTooLargeError for a record that never can be sent.
+        """
+        producer = await self._connected()
+        acknowledgements: list[asyncio.Future[Any]] = []
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                for key, value, headers in records:
+                    sent = await producer.send(topic, value, key=key, headers=list(headers))
+                    sent.add_done_callback(_mark_retrieved)
+                    acknowledgements.append(sent)
+                await asyncio.gather(*acknowledgements)
+        except MessageSizeTooLargeError as error:
+            raise RecordTooLargeError(f"{topic}: {error}") from error
+        except (KafkaError, TimeoutError) as error:
+            if self._settings.kafka_idempotent_producer:
+                await self._discard(producer)
+            raise PublishFailedError(f"{topic}: not acknowledged: {error!r}") from error
+
+    async def _connected(self) -> AIOKafkaProducer:
+        async with self._opening:
+            if self._producer is None:
+                producer = AIOKafkaProducer(**_client_options(self._settings, self._service))
+                try:
+                    async with asyncio.timeout(self._deadline_seconds):
+                        await producer.start()
+                except (KafkaError, OSError, TimeoutError) as error:
+                    await _stop(producer)
+                    raise PublishFailedError(f"Kafka is not reachable: {error!r}") from error
+                except BaseException:
+                    await _stop(producer)
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def _discard(self, producer: AIOKafkaProducer) -> None:
+        """An idempotent producer that failed has used up sequence numbers and fails ever after (aiokafka #1017)."""
+        if self._producer is producer:
             self._producer = None
+            await _stop(producer)
+
+
+def _mark_retrieved(sent: asyncio.Future[Any]) -> None:
+    """The failure that counts is raised by `publish_all`; the others need no complaint of their own."""
+    if not sent.cancelled():
+        sent.exception()
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await producer.stop()
+    except (KafkaError, OSError, TimeoutError) as error:
+        logger.warning("the producer did not stop in time", extra={"error": repr(error)})
+
+
+def _client_options(settings: KafkaSettings, service: str) -> dict[str, Any]:
+    compression = settings.kafka_compression
+    return {
+        "bootstrap_servers": list(settings.kafka_bootstrap_servers),
+        "client_id": f"orders-backup-{service}",
+        "acks": "all",
+        "enable_idempotence": settings.kafka_idempotent_producer,
+        "compression_type": None if compression == "none" else compression,
+        "linger_ms": _LINGER_MS,
+        "max_batch_size": _MAX_BATCH_BYTES,
+        "max_request_size": _MAX_RECORD_BYTES,
+        "request_timeout_ms": int(_REQUEST_TIMEOUT_SECONDS * 1000),
+        "metadata_max_age_ms": 30_000,
+    }
+
+
+def faststream_broker(settings: KafkaSettings, *, service: str) -> KafkaBroker:
+    """FastStream's broker with the defaults that lose data or create topics by mistake turned off."""
+    return KafkaBroker(
+        **_client_options(settings, service),
+        allow_auto_create_topics=False,
+        graceful_timeout=20.0,
+        logger=logging.getLogger("faststream"),
+        log_level=logging.DEBUG,
+    )
+
+
+async def check_kafka(broker: KafkaBroker, *, seconds: float = 2.0) -> None:
+    """Raises TransientError if Kafka gives no metadata."""
+    if not await broker.ping(timeout=seconds):
+        raise TransientError(f"no metadata within {seconds:g} s")
+
+
+async def partitions_of(settings: KafkaSettings) -> dict[str, int]:
+    """Partitions of each of our topics that exist; raises TransientError if Kafka is away."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=list(settings.kafka_bootstrap_servers), request_timeout_ms=10_000)
+    try:
+        async with asyncio.timeout(15):
+            await admin.start()
+            # All of them: asking for a topic by name may create it.
+            described = await admin.describe_topics()
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise TransientError(f"Kafka gives no metadata: {error!r}") from error
+    finally:
+        await admin.close()
+    ours = set(settings.topics.all())
+    return {
+        topic["topic"]: len(topic["partitions"])
+        for topic in described
+        if topic["topic"] in ours and not topic["error_code"]
+    }
+
+
+async def wait_for_topics(settings: KafkaSettings, *, patience_seconds: float = 60.0) -> None:
+    """Wait until all topics are there, as long as it takes Kafka to answer and `patience_seconds` from then on.
+
+    Raises ConfigurationError if they are not created by then, or differ in their number of partitions.
+    """
+    delay = _FIRST_RETRY_SECONDS
+    deadline: float | None = None
+    now = asyncio.get_running_loop().time
+    while True:
+        try:
+            partitions = await partitions_of(settings)
+        except TransientError as error:
+            logger.warning("waiting for Kafka", extra={"error": str(error), "retry_in_seconds": delay})
+        else:
+            missing = sorted(set(settings.topics.all()) - set(partitions))
+            if not missing:
+                _require_equal(partitions)
+                return
+            if deadline is None:
+                deadline = now() + patience_seconds
+            if now() >= deadline:
+                raise ConfigurationError(
+                    f"KAFKA_BOOTSTRAP_SERVERS: there is no topic {', '.join(missing)}: run `orders-backup setup`"
+                )
+            logger.warning("waiting for topics", extra={"missing": missing, "retry_in_seconds": delay})
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
+
+
+def _require_equal(partitions: dict[str, int]) -> None:
+    if len(set(partitions.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(partitions.items()))
+        raise ConfigurationError(
+            f"KAFKA_TOPIC_PREFIX: the topics differ in their number of partitions ({counts}); a token's records must"
+            " have one partition number: bring them to the same number"
+        )

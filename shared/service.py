@@ -1,156 +1,254 @@
-"""The frame of a service: settings in, an ASGI application with its loops, a clean end.
-
-A service is an async context manager of loops (`Work`) inside a FastStream application. It answers `/livez` from
-the start, even while PostgreSQL or Kafka is away, and waits for them in the background.
-"""
+"""What every service has around its own work: start, loops that survive outages and bugs, a clean end."""
 
 import asyncio
 import logging
+import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
 
 import uvicorn
 from aiokafka.errors import KafkaError
-from faststream.asgi import AsgiFastStream
 from prometheus_client import Counter
 
-from shared import logs
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.errors import ConfigurationError, TransientError
 from shared.health import Health
+from shared.logs import configure
 from shared.settings import LogSettings, load
 
 logger = logging.getLogger(__name__)
 
-EXIT_CONFIGURATION = 2
+_EXIT_CONFIGURATION = 2
+_FIRST_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 15.0
+_STOP_SECONDS = 15.0
+_CONNECTION_SECONDS = 5
 
-_FIRST_RETRY_SECONDS = 0.5
-_LONGEST_RETRY_SECONDS = 30.0
-_PAUSE_AFTER_BUG_SECONDS = 10.0
-_SHUTDOWN_SECONDS = 20.0
-
-_failures = Counter(
-    "orders_backup_loop_failures_total", "Turns of a background loop that failed, by kind of cause.", ["loop", "cause"]
+LOOP_FAILURES = Counter(
+    "orders_backup_loop_failures_total",
+    "Rounds of a loop that failed: `outage` passes by itself, any `bug` wants a person's look.",
+    ["loop", "cause"],
 )
-
-WORTH_WAITING_FOR: tuple[type[Exception], ...] = (TransientError, KafkaError, *TRANSIENT_DATABASE_ERRORS)
-"""What goes away by itself: a service waits for it and sets nothing aside."""
 
 _Settings = TypeVar("_Settings", bound=LogSettings)
 
-Work = Callable[[Health], Coroutine[Any, Any, None]]
-"""Opens what the service needs and works until it is cancelled."""
+
+def is_transient(error: BaseException) -> bool:
+    """Whether it may go well later without anybody doing anything: PostgreSQL, Kafka or Allegro is away."""
+    # The driver's complaints about arguments are InterfaceErrors as well, and ValueErrors: those are bugs.
+    return isinstance(error, (TransientError, KafkaError, *TRANSIENT_DATABASE_ERRORS)) and not isinstance(
+        error, ValueError
+    )
 
 
-class Wake(Protocol):
-    """What lets a sleeping loop start its next turn early (an asyncio.Event)."""
-
-    def clear(self) -> None: ...
-
-    async def wait(self) -> object: ...
+def backoff_seconds(failures: int, *, jitter: float) -> float:
+    """How long to wait after so many failures in a row: doubling, capped; `jitter` (0..1) moves it within its half."""
+    delay = min(_FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 20), _LONGEST_BACKOFF_SECONDS)
+    return delay * (0.5 + jitter / 2)
 
 
-async def run_every(
-    name: str,
-    interval_seconds: float,
-    turn: Callable[[], Awaitable[object]],
-    *,
-    progressed: Callable[[], None],
-    wake: Wake | None = None,
-) -> None:
-    """Repeat `turn` for ever: the one place where a loop's failures are handled.
+class BackgroundLoops:
+    """The loops of a service. None of them ends by an error; all of them end within a deadline when asked to."""
 
-    A failure that is worth waiting for is repeated with growing pauses. Anything else is a bug: it is logged with its
-    traceback and the loop goes on after a pause, since the other turns of a service must not stand still for it.
-    """
-    delay = _FIRST_RETRY_SECONDS
-    while True:
-        try:
-            await turn()
-        except WORTH_WAITING_FOR as error:
-            _failures.labels(name, "transient").inc()
-            logger.warning("a turn failed, trying again", extra={"loop": name, "error": repr(error)})
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
-        except Exception:
-            _failures.labels(name, "bug").inc()
-            logger.exception("a turn failed for an unknown cause", extra={"loop": name})
-            await asyncio.sleep(_PAUSE_AFTER_BUG_SECONDS)
+    def __init__(self, health: Health, *, stop_seconds: float = _STOP_SECONDS) -> None:
+        self._health = health
+        self._stop_seconds = stop_seconds
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def run_every(
+        self,
+        name: str,
+        seconds: float,
+        work: Callable[[], Awaitable[bool | None]],
+        *,
+        wake: asyncio.Event | None = None,
+        within_seconds: float = 120.0,
+    ) -> None:
+        """Do `work` every so many seconds, and at once when `wake` is set or `work` says that there is more (True).
+
+        `within_seconds` is the longest that one round may take without `health.progressed(name)`.
+        """
+        self._start(name, self._rounds(name, seconds, work, wake or asyncio.Event()), within_seconds + seconds)
+
+    def keep_running(self, name: str, work: Callable[[], Awaitable[None]], *, within_seconds: float = 120.0) -> None:
+        """Run something that goes on until it is cancelled, and again whenever it fails.
+
+        It has to call `health.progressed(name)` at least every `within_seconds`.
+        """
+        self._start(name, self._runs(name, work), within_seconds + _LONGEST_BACKOFF_SECONDS)
+
+    def _start(self, name: str, loop: Any, within_seconds: float) -> None:
+        self._health.expect(name, within_seconds=within_seconds)
+        self._tasks[name] = asyncio.create_task(loop, name=name)
+
+    async def _rounds(
+        self, name: str, seconds: float, work: Callable[[], Awaitable[bool | None]], wake: asyncio.Event
+    ) -> None:
+        failures = 0
+        while True:
+            wake.clear()
+            try:
+                more = await work()
+            except Exception as error:  # noqa: BLE001 - judged in one place; a loop ends only when it is asked to
+                failures += 1
+                await asyncio.sleep(self._judge(name, error, failures))
+            else:
+                failures = 0
+                if not more:
+                    await _wait(wake, seconds)
+            self._health.progressed(name)
+
+    async def _runs(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        failures = 0
+        started = asyncio.get_running_loop().time
+        while True:
+            began = started()
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - as above
+                failures = failures + 1 if started() - began < _LONGEST_BACKOFF_SECONDS else 1
+                await asyncio.sleep(self._judge(name, error, failures))
+            self._health.progressed(name)
+
+    def _judge(self, name: str, error: Exception, failures: int) -> float:
+        """Log and count an error; returns how long to wait."""
+        delay = backoff_seconds(failures, jitter=random.random())  # noqa: S311 - spreads load, hides nothing
+        if is_transient(error):
+            LOOP_FAILURES.labels(name, "outage").inc()
+            logger.warning("%s: waiting", name, extra={"error": repr(error), "retry_in_seconds": round(delay, 1)})
         else:
-            delay = _FIRST_RETRY_SECONDS
-            progressed()
-            await _sleep(interval_seconds, wake)
+            LOOP_FAILURES.labels(name, "bug").inc()
+            logger.error("%s: unexpected error", name, exc_info=error, extra={"retry_in_seconds": round(delay, 1)})
+        return delay
+
+    async def stop(self) -> None:
+        """Cancel the loops and wait until they have ended, or the deadline has passed."""
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks.values(), timeout=self._stop_seconds)
+            for task in late:
+                logger.error("%s: did not stop in time", task.get_name())
+        for name in self._tasks:
+            self._health.forget(name)
+        self._tasks.clear()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self._health.stopping()
+        await self.stop()
 
 
-async def _sleep(seconds: float, wake: Wake | None) -> None:
-    if wake is None:
-        await asyncio.sleep(seconds)
-        return
+async def _wait(wake: asyncio.Event, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
             await wake.wait()
     except TimeoutError:
         return
-    wake.clear()
 
 
-def build_app(work: Work) -> AsgiFastStream:
-    """An application that works in the background and tells how it is."""
-    health = Health()
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 when asked to by a signal, also while the start waits for PostgreSQL or Kafka.
 
-    @asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
-        task = asyncio.create_task(work(health), name="work")
-        task.add_done_callback(_end_process_if_failed)
+    uvicorn's own waits for the end of the start, and raises the signal again at the end.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        serving = asyncio.current_task()
+
+        def end(number: int) -> None:
+            self.handle_exit(number, None)
+            if not self.started and serving is not None:
+                serving.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end, number)
+        yield
+
+
+class _Lifespan:
+    """The ASGI app, watched: a wrong configuration found at start-up is told in one line, not by a traceback, and an
+    end that nobody asked for (FastStream starts its broker after it has reported a complete start-up) ends the process.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.error: BaseException | None = None
+        self.ended: Callable[[], None] = lambda: None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        failure: dict[str, Any] = {}
+
+        async def hold_failures(message: Any) -> None:
+            if message["type"].endswith(".failed"):
+                failure.update(message)
+            else:
+                await send(message)
+
         try:
-            yield
+            await self._app(scope, receive, hold_failures)
+        except Exception as error:
+            self.error = error
+            if not isinstance(error, ConfigurationError):
+                logger.critical("the service cannot go on", exc_info=error)
+            raise
         finally:
-            task.cancel()
-            _, pending = await asyncio.wait([task], timeout=_SHUTDOWN_SECONDS)
-            if pending:
-                logger.error("the service did not end in time", extra={"seconds": _SHUTDOWN_SECONDS})
-
-    return AsgiFastStream(lifespan=lifespan, asgi_routes=health.routes(), logger=logger)
+            if failure:
+                await send(failure | {"message": ""})
+            self.ended()
 
 
-def _end_process_if_failed(task: asyncio.Task[None]) -> None:
-    """A service without its work must not look alive: whoever started it starts it again."""
-    if task.cancelled():
-        return
-    error = task.exception()
-    if isinstance(error, ConfigurationError):
-        logger.critical(str(error))
-    else:
-        logger.critical("the service's work ended", exc_info=error)
-    signal.raise_signal(signal.SIGTERM)
+def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settings], Any]) -> NoReturn:
+    """Start a service and serve until SIGTERM or SIGINT.
 
-
-def run(
-    service: str,
-    settings_class: type[_Settings],
-    build: Callable[[_Settings], Any],
-    *,
-    address: Callable[[_Settings], tuple[str, int]],
-) -> None:
-    """Run a service until SIGTERM or SIGINT; a wrong setting ends it at once with one line that names the variable."""
+    Its address is that of the settings `<name>_http_host` and `<name>_http_port`. Exit codes: 0 asked to end, 1 an
+    error ended it, 2 wrong configuration (one line on stderr that names the variable), 3 the address is taken.
+    """
     try:
         settings = load(settings_class)
-        app = build(settings)
+        configure(settings, service=name)
+        lifespan = _Lifespan(build_app(settings))
     except ConfigurationError as error:
-        print(f"{service}: {error}", file=sys.stderr)  # noqa: T201 - logs are not configured yet
-        raise SystemExit(EXIT_CONFIGURATION) from None
-    logs.configure(settings, service=service)
-    host, port = address(settings)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        loop="uvloop",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(_SHUTDOWN_SECONDS),
+        _exit_misconfigured(name, error)
+    server = _Server(
+        uvicorn.Config(
+            lifespan,
+            host=getattr(settings, f"{name}_http_host"),
+            port=getattr(settings, f"{name}_http_port"),
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=_CONNECTION_SECONDS,
+        )
     )
+    lifespan.ended = partial(setattr, server, "should_exit", True)
+    address_taken: SystemExit | None = None
+    try:
+        with suppress(asyncio.CancelledError):  # asked to end before the start was complete
+            server.run()
+    except SystemExit as end:
+        address_taken = end
+    if isinstance(lifespan.error, ConfigurationError):
+        _exit_misconfigured(name, lifespan.error)
+    if lifespan.error is not None:
+        sys.exit(1)
+    sys.exit(address_taken.code if address_taken else 0)
+
+
+def _exit_misconfigured(name: str, error: ConfigurationError) -> NoReturn:
+    sys.stderr.write(f"orders-backup {name}: {error}\n")
+    sys.exit(_EXIT_CONFIGURATION)
