@@ -210,6 +210,18 @@ def latest_event_id(raw: bytes) -> int | None:
     return int(identifier) if identifier.isascii() and identifier.isdigit() and int(identifier) < 2**63 else None
 
 
+def seller(raw: bytes) -> tuple[str, str]:
+    """Read id and login from `/me`; raises UnreadableBodyError."""
+    try:
+        me = msgspec.json.decode(raw)
+    except _UNREADABLE as error:
+        raise UnreadableBodyError(f"me: unreadable: {type(error).__name__}") from error
+    identifier, login = _text(_get(me, "id")), _text(_get(me, "login"))
+    if identifier is None or login is None:
+        raise UnreadableBodyError("me: id or login missing")
+    return identifier, login
+
+
 def _get(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else None
 

@@ -1,0 +1,26 @@
+"""What calls to Allegro tell Prometheus; labels come from small closed sets."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+requests = Counter(
+    "orders_backup_allegro_requests_total",
+    "Requests to Allegro by endpoint and outcome (a status class, or the kind of failure).",
+    ["endpoint", "outcome"],
+)
+request_seconds = Histogram(
+    "orders_backup_allegro_request_seconds",
+    "Time from sending a request to having its whole answer.",
+    ["endpoint"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+limit_wait_seconds = Histogram(
+    "orders_backup_allegro_limit_wait_seconds",
+    "Time a request waited for its limits; high values mean that the allowance is used up.",
+    ["endpoint"],
+    buckets=(0.001, 0.01, 0.1, 0.5, 1, 5, 15, 60, 300),
+)
+refreshes = Counter("orders_backup_token_refreshes_total", "Refreshes of token pairs by outcome.", ["outcome"])
+blocked_until = Gauge(
+    "orders_backup_allegro_blocked_until_seconds",
+    "Unix time until which Allegro blocked the client id; in the past: not blocked.",
+)
