@@ -26,6 +26,7 @@ TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
     TimeoutError,
 )
 
+_CLOSE_SECONDS = 5.0
 _JSONB_VERSION = b"\x01"
 
 
@@ -73,6 +74,14 @@ async def wait_for_pool(database_url: str, *, service: str, max_size: int) -> as
             logger.warning("PostgreSQL is not reachable yet", extra={"error": str(error), "retry_in_seconds": delay})
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5.0)
+
+
+async def close_pool(pool: asyncpg.Pool) -> None:
+    """Close the pool; a connection that does not end in time is cut off."""
+    try:
+        await asyncio.wait_for(pool.close(), _CLOSE_SECONDS)
+    except TimeoutError:
+        pool.terminate()
 
 
 async def database_now(connection: asyncpg.Pool | asyncpg.Connection) -> datetime:

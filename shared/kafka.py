@@ -16,6 +16,7 @@ from faststream.kafka import KafkaBroker
 
 from shared.errors import ConfigurationError, PermanentError, TransientError
 from shared.settings import KafkaSettings
+from shared.topics import create_topics
 
 logger = logging.getLogger(__name__)
 
@@ -225,3 +226,18 @@ def _require_equal(partitions: dict[str, int]) -> None:
             f"KAFKA_TOPIC_PREFIX: the topics differ in their number of partitions ({counts}); a token's records must"
             " have one partition number: bring them to the same number"
         )
+
+
+async def ensure_topics(settings: KafkaSettings) -> None:
+    """Create the topics that are missing: a broker that lost its data comes back without them.
+
+    Raises aiokafka's errors if Kafka is away.
+    """
+    created = await create_topics(
+        settings.kafka_bootstrap_servers,
+        settings.topics,
+        partitions=settings.kafka_topic_partitions,
+        replication_factor=settings.kafka_replication_factor,
+    )
+    if created:
+        logger.warning("topics were missing and have been created", extra={"topics": created})

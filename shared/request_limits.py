@@ -41,7 +41,6 @@ _BURST_SHARE = 0.02
 # A chunk is leased for about this long: what a process that dies takes with it.
 _CHUNK_SECONDS = 0.05
 _PERMIT_LIFETIME_SECONDS = 1.0
-_WATCH_SECONDS = 0.5
 _REMEMBERED_KEYS = 20_000
 
 # language=sql
@@ -144,7 +143,7 @@ class _Lease:
 
 
 class RequestLimits:
-    """Every call to Allegro waits here first. `watch()` has to run beside it, to notice blocks by other processes."""
+    """Every call to Allegro waits here first. `notice_block()` has to be called all the time beside it."""
 
     def __init__(
         self, pool: asyncpg.Pool, settings: AllegroSettings, *, monotonic: Callable[[], float] = time.monotonic
@@ -190,11 +189,9 @@ class RequestLimits:
         self._learn_block(seconds)
         await self._pool.execute(_BLOCK, self._client_id, seconds)
 
-    async def watch(self) -> None:
-        """Notice blocks that other processes ran into; runs until cancelled."""
-        while True:
-            self._learn_block(await self._pool.fetchval(_READ_BLOCK, self._client_id))
-            await asyncio.sleep(_WATCH_SECONDS)
+    async def notice_block(self) -> None:
+        """Learn of blocks that other processes ran into; to be called at least twice a second."""
+        self._learn_block(await self._pool.fetchval(_READ_BLOCK, self._client_id))
 
     def _learn_block(self, seconds: float | None) -> None:
         if seconds is not None and seconds > 0:

@@ -14,12 +14,12 @@ from uuid import UUID
 
 import asyncpg
 from aiokafka import ConsumerRecord
-from shared.allegro.bodies import OrderPage
-from shared.allegro.client import AllegroClient
-from shared.allegro.errors import AccessDeniedError, ReauthorizationRequiredError, RequestRejectedError
 
 from services.enricher.publish import Publisher
 from services.enricher.walk import Met, PageRequest, Walk
+from shared.allegro.bodies import OrderPage
+from shared.allegro.client import AllegroClient
+from shared.allegro.errors import AccessDeniedError, ReauthorizationRequiredError, RequestRejectedError
 from shared.errors import TransientError
 from shared.logs import correlated
 from shared.messages import (

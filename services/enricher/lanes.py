@@ -84,7 +84,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
 
     def __init__(
         self,
-        consumer: AIOKafkaConsumer,
+        open_consumer: Callable[[], AIOKafkaConsumer],
         topic: str,
         handler: Handler,
         *,
@@ -92,7 +92,8 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         drain_seconds: float,
         progressed: Callable[[], None],
     ) -> None:
-        self._consumer = consumer
+        self._open_consumer = open_consumer
+        self._consumer: AIOKafkaConsumer | None = None
         self._topic = topic
         self._handler = handler
         self._max_batch = max_batch
@@ -104,21 +105,23 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
 
     async def run(self) -> None:
         """Consume until cancelled; then finish what is in hand, commit, and leave the group."""
-        self._consumer.subscribe([self._topic], listener=self)
+        consumer = self._consumer = self._open_consumer()
+        consumer.subscribe([self._topic], listener=self)
         committer = asyncio.create_task(self._commit_regularly(), name=f"commit {self._topic}")
         try:
-            await self._consumer.start()
+            await consumer.start()
             while True:
-                polled = await self._consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
+                polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
                 self._progressed()
                 for partition, records in polled.items():
                     self._dispatch(partition, records)
-                self._hold_back()
+                self._hold_back(consumer)
         finally:
             committer.cancel()
             await asyncio.gather(committer, return_exceptions=True)
             await self.on_partitions_revoked(list(self._owned))
-            await self._consumer.stop()
+            self._consumer = None
+            await consumer.stop()
 
     @property
     def unfinished(self) -> Mapping[TopicPartition, int]:
@@ -168,13 +171,13 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
             if lane.task is None:
                 lane.task = asyncio.create_task(self._work(key, lane, ownership), name=f"lane {self._topic}")
 
-    def _hold_back(self) -> None:
+    def _hold_back(self, consumer: AIOKafkaConsumer) -> None:
         for partition, ownership in self._owned.items():
             if partition not in self._paused and ownership.unfinished >= _PAUSE_AT:
-                self._consumer.pause(partition)
+                consumer.pause(partition)
                 self._paused.add(partition)
             elif partition in self._paused and ownership.unfinished < _RESUME_BELOW:
-                self._consumer.resume(partition)
+                consumer.resume(partition)
                 self._paused.discard(partition)
 
     # -- working
@@ -216,6 +219,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
             for partition, ownership in owned.items()
             if ownership.committable is not None and ownership.committable != ownership.committed
         }
-        await commit(self._consumer, offsets)
+        if self._consumer is not None:
+            await commit(self._consumer, offsets)
         for partition, offset in offsets.items():
             owned[partition].committed = offset

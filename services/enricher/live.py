@@ -8,15 +8,15 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from aiokafka import ConsumerRecord
-from shared.allegro.bodies import ListedOrder
-from shared.allegro.client import AllegroClient
-from shared.allegro.errors import AccessDeniedError, OrderNotFoundError, ReauthorizationRequiredError
 
 from services.enricher.hunt import Hunt, Quarry
 from services.enricher.merge import Wanted, merge, plan
 from services.enricher.publish import Publisher
 from services.enricher.recent import RecentLooks
 from services.enricher.retry import RETRY_WITHOUT_ACCESS, retry_delay
+from shared.allegro.bodies import ListedOrder
+from shared.allegro.client import AllegroClient
+from shared.allegro.errors import AccessDeniedError, OrderNotFoundError, ReauthorizationRequiredError
 from shared.clock import Clock
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated

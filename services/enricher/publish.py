@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
-from shared.kafka import RecordProducer
 
 from shared.delivery import DeadLetter
+from shared.kafka import RecordProducer
 from shared.logs import current_correlation_id
 from shared.messages import Record, headers
 from shared.topics import Topics

@@ -10,5 +10,5 @@ RETRY_WITHOUT_ACCESS = timedelta(hours=1)
 
 def retry_delay(attempts: int, *, jitter: float) -> timedelta:
     """How long to wait after this many attempts: doubling, capped; `jitter` (0..1) moves it within the upper half."""
-    delay = min(_FIRST * 2 ** min(attempts - 1, 20), _LONGEST)
+    delay = min(_FIRST * float(2 ** min(attempts - 1, 20)), _LONGEST)
     return delay * (0.5 + jitter / 2)

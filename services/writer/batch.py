@@ -12,8 +12,8 @@ from datetime import datetime
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
-from shared.allegro.bodies import OrderFacts, UnreadableBodyError, order_facts
 
+from shared.allegro.bodies import OrderFacts, UnreadableBodyError, order_facts
 from shared.delivery import DeadLetter
 from shared.messages import (
     OrderEvent,

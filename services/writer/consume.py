@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
-from shared.kafka import RecordProducer
 
 from services.writer.batch import SERVICE, Batch, collect
 from services.writer.metrics import Metrics
@@ -15,6 +14,7 @@ from services.writer.unstorable import Storable, stand_ins
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter, RebalanceLog, commit, next_offsets
 from shared.errors import TransientError
+from shared.kafka import RecordProducer
 from shared.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Writer:
 
     def __init__(
         self,
-        consumer: AIOKafkaConsumer,
+        open_consumer: Callable[[], AIOKafkaConsumer],
         store: Store,
         producer: RecordProducer,
         topics: Topics,
@@ -41,7 +41,7 @@ class Writer:
         max_records: int,
         progressed: Callable[[], None],
     ) -> None:
-        self._consumer = consumer
+        self._open_consumer = open_consumer
         self._store = store
         self._producer = producer
         self._topics = topics
@@ -51,19 +51,20 @@ class Writer:
 
     async def run(self) -> None:
         """Consume until cancelled. A batch in hand is then dropped: it was not committed and comes again."""
+        consumer = self._open_consumer()
         topics = [self._topics.order_events, self._topics.orders, self._topics.dead_letters]
-        self._consumer.subscribe(topics, listener=RebalanceLog())
+        consumer.subscribe(topics, listener=RebalanceLog())
         try:
-            await self._consumer.start()
+            await consumer.start()
             while True:
-                polled = await self._consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
+                polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
                 self._progressed()
                 records = list(chain.from_iterable(polled.values()))
                 if records:
                     await self._until_durable(records)
-                    await commit(self._consumer, next_offsets(records))
+                    await commit(consumer, next_offsets(records))
         finally:
-            await self._consumer.stop()
+            await consumer.stop()
 
     async def _until_durable(self, records: Sequence[ConsumerRecord]) -> None:
         """Store the records; while PostgreSQL or Kafka is away, wait: nothing is set aside for that."""
@@ -76,6 +77,7 @@ class Writer:
                 self._metrics.waits.inc()
                 logger.warning("not stored, waiting", extra={"error": repr(error), "retry_in_seconds": delay})
                 await asyncio.sleep(delay)
+                self._progressed()  # waiting is what it should do now
                 delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
             else:
                 self._metrics.observe(written, len(records))

@@ -4,7 +4,7 @@ Every effect is idempotent, so a batch that is applied again changes nothing, wh
 before: events by their id, orders by their observation, counters because they count effects.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -301,15 +301,16 @@ class _Transaction:
         return after
 
     async def _count(self, events: Sequence[OrderEvent]) -> None:
-        stored: defaultdict[tuple[UUID, int, int], int] = defaultdict(int)
+        stored: Counter[tuple[UUID, int]] = Counter((event.run_id, event.token_id) for event in events)
+        last = {event.run_id: 0 for event in events}
         for event in events:
-            stored[event.run_id, event.token_id, event.run_last_event_id] += 1
+            last[event.run_id] = max(last[event.run_id], event.run_last_event_id)
         if stored:
             await self._connection.execute(
                 sql.COUNT_EVENTS,
-                [run_id for run_id, _, _ in stored],
-                [token_id for _, token_id, _ in stored],
-                [last_event_id for _, _, last_event_id in stored],
+                [run_id for run_id, _ in stored],
+                [token_id for _, token_id in stored],
+                [last[run_id] for run_id, _ in stored],
                 list(stored.values()),
             )
         if self._runs:

@@ -46,7 +46,7 @@ def consumer(settings: KafkaSettings) -> AIOKafkaConsumer:
 
 @asynccontextmanager
 async def running(settings: KafkaSettings, topic: str, handler: Handler) -> AsyncIterator[Lanes]:
-    lanes = Lanes(consumer(settings), topic, handler, max_batch=10, drain_seconds=1.0, progressed=lambda: None)
+    lanes = Lanes(lambda: consumer(settings), topic, handler, max_batch=10, drain_seconds=1.0, progressed=lambda: None)
     task = asyncio.create_task(lanes.run())
     try:
         yield lanes

@@ -1,0 +1,61 @@
+"""The writer put together; its parameters are all that a test has to give."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from faststream.asgi import AsgiFastStream
+
+from services.writer.consume import Writer
+from services.writer.metrics import Metrics
+from services.writer.settings import WriterSettings
+from services.writer.store import Store
+from shared.database import close_pool, wait_for_pool
+from shared.delivery import open_consumer
+from shared.health import Health
+from shared.kafka import RecordProducer, check_kafka, ensure_topics, faststream_broker
+from shared.service import BackgroundLoops
+
+SERVICE = "writer"
+
+_TOPICS_SECONDS = 5.0
+# A batch waits for PostgreSQL as long as it takes; leaving the group meanwhile would help nobody.
+_MAX_POLL_INTERVAL_MS = 3_600_000
+
+
+def build_app(settings: WriterSettings) -> AsgiFastStream:
+    """The application: connections are opened when it starts and closed in reverse when it ends."""
+    health = Health()
+    broker = faststream_broker(settings, service=SERVICE)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            pool = await wait_for_pool(settings.database_url.get_secret_value(), service=SERVICE, max_size=4)
+            stack.push_async_callback(close_pool, pool)
+            producer = await stack.enter_async_context(RecordProducer(settings, service=SERVICE))
+            loops = await stack.enter_async_context(BackgroundLoops(health))
+            writer = Writer(
+                partial(
+                    open_consumer,
+                    settings,
+                    group=SERVICE,
+                    service=SERVICE,
+                    max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
+                ),
+                Store(pool),
+                producer,
+                settings.topics,
+                metrics,
+                max_records=settings.writer_batch_records,
+                progressed=partial(health.progressed, "consume"),
+            )
+            loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
+            loops.keep_running("consume", writer.run)
+            health.add_check("database", partial(pool.fetchval, "SELECT 1"))
+            health.add_check("kafka", partial(check_kafka, broker))
+            health.started()
+            yield
+
+    return AsgiFastStream(broker, lifespan=lifespan, asgi_routes=health.asgi_routes())

@@ -1,0 +1,59 @@
+"""Everything a service needs to call Allegro, opened together: HTTP, clock, limits, token vault, client."""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import asyncpg
+import httpx
+
+from shared.allegro.client import AllegroClient
+from shared.allegro.http import open_http
+from shared.allegro.oauth import AllegroOAuth
+from shared.clock import DatabaseClock
+from shared.database import database_now
+from shared.encryption import Keyring
+from shared.request_limits import RequestLimits
+from shared.service import BackgroundLoops
+from shared.settings import AllegroSettings
+from shared.token_vault import TokenVault, check_keys
+
+_CLOCK_SECONDS = 60.0
+_BLOCK_WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Allegro:
+    """The way to Allegro."""
+
+    client: AllegroClient
+    oauth: AllegroOAuth
+    vault: TokenVault
+    limits: RequestLimits
+    clock: DatabaseClock
+
+
+async def connect(
+    stack: AsyncExitStack,
+    settings: AllegroSettings,
+    keyring: Keyring,
+    pool: asyncpg.Pool,
+    loops: BackgroundLoops,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> Allegro:
+    """Open the way to Allegro; `stack` closes it, `loops` keep clock and limits true.
+
+    Raises ConfigurationError if the encryption keys do not fit the stored tokens.
+    """
+    await check_keys(pool, keyring)
+    clock = DatabaseClock()
+    synchronise = partial(clock.synchronise, partial(database_now, pool))
+    await synchronise()
+    http = await stack.enter_async_context(open_http(settings, transport=transport))
+    limits = RequestLimits(pool, settings)
+    oauth = AllegroOAuth(http, settings, limits)
+    vault = TokenVault(pool, keyring, oauth)
+    loops.run_every("clock", _CLOCK_SECONDS, synchronise)
+    loops.run_every("blocks", _BLOCK_WATCH_SECONDS, limits.notice_block)
+    return Allegro(AllegroClient(http, settings, vault, limits, clock), oauth, vault, limits, clock)
