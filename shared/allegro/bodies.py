@@ -233,7 +233,7 @@ def _items(value: Any) -> Iterable[Any]:
 def _text(value: Any) -> str | None:
     match value:
         case str():
-            return value
+            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL's text cannot hold a NUL
         case bool() | None:
             return None
         case int():

@@ -1,4 +1,4 @@
-"""Calls of one seller: limits, token, request, errors in our words, one refresh on a 401; the one layer that retries."""
+"""Calls of one seller: limits, token, request, errors in our words; the one layer that refreshes and retries."""
 
 import asyncio
 import logging

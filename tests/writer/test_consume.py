@@ -1,0 +1,232 @@
+"""The writer between a real broker and a real PostgreSQL: what is wrong with one record stops no other (P1, P2, P9)."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from prometheus_client import REGISTRY
+
+from services.writer.batch import Batch
+from services.writer.consume import Writer
+from services.writer.metrics import Metrics
+from services.writer.store import Store, Written
+from shared.database import open_pool
+from shared.delivery import open_consumer
+from shared.kafka import RecordProducer
+from shared.messages import RawJson, Record
+from shared.settings import KafkaSettings
+from tests.builders import AN_ORDER, NOON, a_token, after, an_event, an_observation, consumed
+
+pytestmark = pytest.mark.integration
+
+DEEP = b'{"schema":1,"kind":"order-observed","order":' + b"[" * 100_000
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str, fresh_topics: str) -> KafkaSettings:
+    return KafkaSettings(
+        kafka_bootstrap_servers=(kafka_bootstrap,), kafka_topic_prefix=fresh_topics, kafka_session_timeout_seconds=6
+    )
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    pool = await open_pool(database_url, service="test", max_size=4)
+    await a_token(pool)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def producer(settings: KafkaSettings) -> AsyncIterator[RecordProducer]:
+    async with RecordProducer(settings, service="test") as producer:
+        yield producer
+
+
+@pytest.fixture
+def metrics() -> AsyncIterator[Metrics]:  # type: ignore[misc]
+    made = Metrics()
+    yield made
+    for collector in vars(made).values():
+        REGISTRY.unregister(collector)
+
+
+def a_writer(settings: KafkaSettings, store: Store, producer: RecordProducer, metrics: Metrics) -> Writer:
+    return Writer(
+        partial(open_consumer, settings, group="writer", service="test", max_poll_interval_ms=60_000),
+        store,
+        producer,
+        settings.topics,
+        metrics,
+        max_records=500,
+        progressed=lambda: None,
+    )
+
+
+@asynccontextmanager
+async def running(writer: Writer) -> AsyncIterator[None]:
+    task = asyncio.create_task(writer.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Callable[[], "asyncio.Future[bool]"], seconds: float = 60) -> None:
+    """Wait for a condition that the tables fulfil sooner or later."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def send(
+    settings: KafkaSettings, records: Sequence[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes]]]]
+) -> None:
+    raw = AIOKafkaProducer(bootstrap_servers=list(settings.kafka_bootstrap_servers))
+    await raw.start()
+    try:
+        for topic, key, value, headers in records:
+            await raw.send_and_wait(topic, key=key, value=value, headers=headers)
+    finally:
+        await raw.stop()
+
+
+async def committed(settings: KafkaSettings, topic: str) -> int:
+    reader: AIOKafkaConsumer = open_consumer(settings, group="writer", service="test", max_poll_interval_ms=60_000)
+    await reader.start()
+    try:
+        offsets = [await reader.committed(TopicPartition(topic, number)) for number in range(3)]
+    finally:
+        await reader.stop()
+    return sum(offset or 0 for offset in offsets)
+
+
+async def test_unreadable_records_are_set_aside_with_their_bytes_and_block_nothing(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    orders = settings.topics.orders
+    await send(
+        settings,
+        [
+            (orders, b"1", b"not json at all", []),
+            (orders, b"1", None, []),
+            (orders, None, b"\xff\xfe", [("odd", b"\xff")]),
+            (orders, b"1", b'{"schema":9,"kind":"order-observed"}', []),
+            (orders, b"1", DEEP, []),
+            (orders, b"1", an_observation().encode(), [("not-utf-8", b"\xfe\xff")]),
+        ],
+    )
+    async with running(a_writer(settings, Store(pool), producer, metrics)):
+        await until(partial(pool.fetchval, "SELECT count(*) = 1 FROM orders"))
+        await until(partial(pool.fetchval, "SELECT count(*) = 5 FROM dead_letters"))
+
+    letters = await pool.fetch("SELECT value, error_type, attempts FROM dead_letters ORDER BY id")
+    assert {bytes(letter["value"]) if letter["value"] else None for letter in letters} == {
+        b"not json at all",
+        None,
+        b"\xff\xfe",
+        b'{"schema":9,"kind":"order-observed"}',
+        DEEP,
+    }
+    assert {letter["error_type"] for letter in letters} == {"UnreadableRecordError"}
+    assert await committed(settings, orders) == 6
+
+
+async def test_documents_that_jsonb_refuses_are_kept_byte_for_byte_among_others(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    toxic = {
+        "nul": b'{"id":"nul","status":"NEW","note":"a\\u0000b"}',
+        "nul-in-a-column": b'{"id":"nul-in-a-column","status":"N\\u0000W"}',
+        "huge": b'{"id":"huge","status":"NEW","n":1e999999}',
+    }
+    records: list[Record] = [an_observation(order_id=f"good-{number}") for number in range(20)]
+    for number, (order_id, body) in enumerate(toxic.items()):
+        records.insert(3 * number, an_observation(order_id=order_id, body=RawJson(body)))
+    writer = a_writer(settings, Store(pool), producer, metrics)
+
+    await writer.store([consumed(record, topic="x-orders", offset=number) for number, record in enumerate(records)])
+
+    stored = {row["allegro_order_id"]: row for row in await pool.fetch("SELECT * FROM orders")}
+    kept = {order_id: bytes(stored[order_id]["order_raw"] or stored[order_id]["order_data"]) for order_id in stored}
+    assert toxic.keys() <= stored.keys(), [dict(row) for row in await pool.fetch("SELECT error FROM dead_letters")]
+    assert len(stored) == 23
+    assert kept["nul"] == toxic["nul"]
+    assert kept["huge"] == toxic["huge"]
+    assert json.loads(stored["nul"]["order_data"])["note"] == "a\ufffdb"
+    assert all(stored[f"good-{number}"]["order_raw"] is None for number in range(20))
+
+
+async def test_a_record_that_the_database_never_takes_is_found_among_many_and_set_aside(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    records = [consumed(an_observation(order_id=f"o-{number}"), offset=number) for number in range(40)]
+    records[17] = consumed(an_observation(order_id="of-nobody", token_id=4711), key=b"4711", offset=17)
+    writer = a_writer(settings, Store(pool), producer, metrics)
+
+    written = await writer.store(records)
+
+    assert (written.orders_added, written.dead_letters) == (39, 1)
+    letter = await pool.fetchrow("SELECT error, value, user_token_id FROM dead_letters")
+    assert "ForeignKeyViolationError" in letter["error"]
+    assert (bytes(letter["value"]), letter["user_token_id"]) == (records[17].value, 4711)
+
+
+async def test_a_failure_in_the_middle_of_a_batch_stores_all_of_it_later_and_none_twice(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    """PostgreSQL goes away while a batch is stored: it waits and comes again; nothing is set aside for that."""
+
+    class Flickering(Store):
+        failures = 0
+
+        async def apply(self, batch: Batch, **options: object) -> Written:
+            written = await super().apply(batch, **options)  # type: ignore[arg-type]
+            if self.failures < 2:
+                self.failures += 1
+                raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+            return written
+
+    events = settings.topics.order_events
+    orders = settings.topics.orders
+    await producer.publish_all(
+        events, [(b"1", an_event(100).encode(), []), (b"1", an_event(200, follows=100).encode(), [])]
+    )
+    await producer.publish_all(orders, [(b"1", an_observation(after(1)).encode(), [])])
+    async with running(a_writer(settings, Flickering(pool), producer, metrics)):
+        await until(partial(pool.fetchval, "SELECT stored_event_id = 200 FROM journal_cursors"))
+        await until(partial(pool.fetchval, "SELECT count(*) = 1 FROM sync_history WHERE status = 'completed'"))
+        await until(lambda: _is(committed(settings, orders), 1))
+
+    run = await pool.fetchrow("SELECT events_stored, orders_processed, orders_added FROM sync_history")
+    assert tuple(run) == (2, 1, 1)
+    assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+async def test_reading_everything_again_from_the_beginning_changes_nothing(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    orders = settings.topics.orders
+    records = [an_observation(after(number), order_id=f"o-{number % 7}", note=number) for number in range(50)]
+    await producer.publish_all(orders, [(record.key, record.encode(), []) for record in records])
+    writer = a_writer(settings, Store(pool), producer, metrics)
+    async with running(writer):
+        await until(lambda: _is(committed(settings, orders), 50))
+    before = await pool.fetch("SELECT xmin::text, * FROM orders ORDER BY id")
+
+    await writer.store([consumed(record, offset=number) for number, record in enumerate(records)])
+
+    assert await pool.fetch("SELECT xmin::text, * FROM orders ORDER BY id") == before
+    assert AN_ORDER not in {row["allegro_order_id"] for row in before}
+    assert max(row["observed_at"] for row in before) == after(49)
+    assert NOON < before[0]["observed_at"]
+
+
+async def _is(value: "asyncio.Future[int]", wanted: int) -> bool:
+    return await value == wanted
