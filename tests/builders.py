@@ -119,7 +119,8 @@ async def a_run(
 ) -> None:
     """A running run with its task and, for bulk loads (`attempt`), its window."""
     await connection.execute(
-        "INSERT INTO task_history (task_id, user_token_id, user_id, kind, status) VALUES ($1, $2, 'shop-1', $3, 'running')",
+        "INSERT INTO task_history (task_id, user_token_id, user_id, kind, status)"
+        " VALUES ($1, $2, 'shop-1', $3, 'running')",
         run_id,
         token_id,
         kind,

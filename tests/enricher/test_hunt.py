@@ -4,9 +4,9 @@ from datetime import timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
-from shared.allegro.bodies import ListedOrder, OrderPage
 
 from services.enricher.hunt import PAGE_SIZE, Hunt, Quarry, Range
+from shared.allegro.bodies import ListedOrder, OrderPage
 from shared.messages import RawJson
 from tests.builders import NOON
 

@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
-from shared.allegro.bodies import ListedOrder, OrderPage
 
 from services.enricher.walk import PAGE_SIZE, Met, PageRequest, Walk
+from shared.allegro.bodies import ListedOrder, OrderPage
 from shared.messages import RawJson
 from tests.builders import NOON, after
 

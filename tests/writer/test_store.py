@@ -261,7 +261,7 @@ class TestRuns:
 
 async def test_a_redelivered_batch_changes_no_row_and_no_counter(pool: asyncpg.Pool) -> None:
     await a_run(pool, run_id=A_RUN)
-    records = [
+    records: list[Record] = [
         an_event(100, run_id=ANOTHER_RUN, last=200),
         an_event(200, follows=100, order_id="b", run_id=ANOTHER_RUN, last=200),
         an_observation(after(1)),
