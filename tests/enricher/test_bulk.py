@@ -1,0 +1,172 @@
+"""Walks against real rows: fenced, resumable, stoppable, truthful (B3, B7, P11)."""
+
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import pytest
+from aiokafka import ConsumerRecord
+
+from services.enricher.bulk import BulkHandler
+from services.writer.batch import collect
+from services.writer.store import Store
+from shared.allegro.bodies import ListedOrder, OrderPage, listed_order
+from shared.allegro.errors import AllegroUnavailableError, ReauthorizationRequiredError
+from shared.database import open_pool
+from shared.messages import OrderObserved, OrderWindow, Record, WindowFinished
+from tests.builders import A_RUN, NOON, a_run, a_token, after, an_order_body, consumed
+from tests.enricher.test_live import LAG
+
+pytestmark = pytest.mark.integration
+
+WINDOW = OrderWindow(token_id=1, run_id=A_RUN, bought_from=after(-3600), bought_to=after(3600))
+
+
+class Allegro:
+    """A seller with `orders` orders, a second apart; `before_page` is called before each page is given."""
+
+    def __init__(self, orders: int) -> None:
+        self.bought = [after(number) for number in range(orders)]
+        self.pages = 0
+        self.before_page: dict[int, Exception] = {}
+
+    async def list_orders(
+        self, _token_id: int, *, bought_from: datetime, bought_to: datetime, offset: int, traffic: str
+    ) -> OrderPage:
+        assert traffic == "bulk"
+        self.pages += 1
+        if self.pages in self.before_page:
+            raise self.before_page[self.pages]
+        found = [self._listed(moment) for moment in self.bought if bought_from <= moment <= bought_to]
+        return OrderPage(tuple(found[offset : offset + 100]), len(found), NOON)
+
+    def _listed(self, moment: datetime) -> ListedOrder:
+        return listed_order(an_order_body(f"o-{(moment - NOON).seconds}", bought_at=moment))
+
+
+class Topic:
+    """Publishes into the writer's tables at once, except for what `lost` swallows."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._store = Store(pool)
+        self.records: list[Record] = []
+        self.lost: set[int] = set()
+        self.after_page: dict[int, str] = {}
+        self._pool = pool
+        self._publications = 0
+
+    async def results(self, records: Iterable[Record], *, run_id: UUID | None = None) -> None:
+        published = list(records)
+        self._publications += 1
+        self.records += published
+        if self._publications not in self.lost:
+            await self._store.apply(collect([consumed(record) for record in published], dead_letter_topic="dead"))
+        if self._publications in self.after_page:
+            await self._pool.execute(self.after_page[self._publications])
+
+    async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
+        raise AssertionError(f"nothing was to be set aside: {error}")
+
+
+async def no_pause(_seconds: float) -> None:
+    return
+
+
+class World:
+    def __init__(self, pool: asyncpg.Pool, *, orders: int) -> None:
+        self.pool = pool
+        self.allegro = Allegro(orders)
+        self.topic = Topic(pool)
+
+    async def walk(self) -> None:
+        """What one delivery of the window does."""
+        handler = BulkHandler(
+            self.allegro,  # type: ignore[arg-type]
+            self.topic,  # type: ignore[arg-type]
+            self.pool,
+            list_lag=LAG,
+            walks=2,
+            pause=no_pause,
+        )
+        await handler.handle([consumed(WINDOW)])
+
+    async def run(self) -> asyncpg.Record:
+        return await self.pool.fetchrow("SELECT * FROM sync_history")
+
+
+@pytest.fixture
+async def world(database_url: str) -> AsyncIterator[World]:
+    pool = await open_pool(database_url, service="test", max_size=4)
+    await a_token(pool)
+    await a_run(pool, attempt=0)
+    yield World(pool, orders=250)
+    await pool.close()
+
+
+async def test_a_walk_brings_every_order_and_completes_its_run(world: World) -> None:
+    await world.walk()
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 250, 250)
+    assert (run["orders_expected"], run["requests"]) == (250, 3)
+    assert {record.observed_at for record in world.topic.records if isinstance(record, OrderObserved)} == {NOON - LAG}
+
+
+async def test_a_repeated_window_of_a_finished_run_costs_nothing(world: World) -> None:
+    await world.walk()
+    pages = world.allegro.pages
+
+    await world.walk()
+
+    assert world.allegro.pages == pages
+
+
+async def test_what_kafka_lost_is_walked_again_from_where_it_is_stored(world: World) -> None:
+    world.topic.lost = {2}
+    await world.walk()
+    incomplete = await world.run()
+
+    await world.walk()
+
+    run = await world.run()
+    assert (incomplete["status"], incomplete["orders_processed"]) == ("running", 100)
+    assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 250, 250)
+    assert world.allegro.pages == 5
+
+
+async def test_a_walk_waits_out_an_outage(world: World) -> None:
+    world.allegro.before_page = {2: AllegroUnavailableError("503"), 3: AllegroUnavailableError("503")}
+
+    await world.walk()
+
+    assert ((await world.run())["status"], (await world.run())["requests"]) == ("completed", 5)
+
+
+async def test_a_stop_takes_effect_at_the_next_page_and_counts_truly(world: World) -> None:
+    world.topic.after_page = {1: "UPDATE task_history SET stop_requested_at = now(), status = 'stopping'"}
+
+    await world.walk()
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"]) == ("stopped", 100)
+    assert await world.pool.fetchval("SELECT status FROM task_history") == "stopped"
+
+
+async def test_a_walk_that_is_overtaken_ends_without_a_word(world: World) -> None:
+    world.topic.after_page = {1: "UPDATE run_windows SET attempt = attempt + 1"}
+
+    await world.walk()
+
+    assert not any(isinstance(record, WindowFinished) for record in world.topic.records)
+    assert world.allegro.pages == 1
+
+
+async def test_a_lost_consent_fails_the_run_with_its_reason(world: World) -> None:
+    world.allegro.before_page = {2: ReauthorizationRequiredError("consent again")}
+
+    await world.walk()
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"]) == ("failed", 100)
+    assert "consent again" in run["error"]

@@ -1,0 +1,194 @@
+"""Events become looks: what is published for each outcome, and how many requests it takes (P6, E2)."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+import pytest
+from aiokafka import ConsumerRecord
+
+from services.enricher.live import LiveHandler
+from services.enricher.recent import RecentLooks
+from shared.allegro.bodies import FetchedOrder, ListedOrder, OrderPage, listed_order
+from shared.allegro.errors import (
+    AllegroUnavailableError,
+    OrderNotFoundError,
+    ReauthorizationRequiredError,
+    RequestRejectedError,
+)
+from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record
+from tests.builders import NOON, after, an_event, an_order_body, consumed
+
+LAG = timedelta(seconds=30)
+
+
+class Clock:
+    """Noon, unless it is moved."""
+
+    moment = NOON
+
+    def now(self) -> datetime:
+        return self.moment
+
+
+class Allegro:
+    """A seller with a hundred orders, bought a second apart; `failing` answers with an error."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.failing: dict[str, Exception] = {}
+        self.details: list[str] = []
+        self.pages = 0
+
+    def listed(self, number: int) -> ListedOrder:
+        return listed_order(an_order_body(f"o-{number}", bought_at=after(number)))
+
+    async def order(self, _token_id: int, order_id: str, *, traffic: str) -> FetchedOrder:
+        assert traffic == "live"
+        self.details.append(order_id)
+        if order_id in self.failing:
+            raise self.failing[order_id]
+        return FetchedOrder(self.listed(int(order_id.removeprefix("o-"))), self._clock.now())
+
+    async def list_orders(
+        self, _token_id: int, *, bought_from: datetime, bought_to: datetime, traffic: str
+    ) -> OrderPage:
+        self.pages += 1
+        if "list" in self.failing:
+            raise self.failing["list"]
+        orders = [self.listed(number) for number in range(100) if bought_from <= after(number) <= bought_to]
+        return OrderPage(tuple(orders), len(orders), self._clock.now())
+
+
+class Published:
+    """What was published, in order."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.letters: list[tuple[bytes | None, str, int]] = []
+
+    async def results(self, records: Iterable[Record]) -> None:
+        self.records += records
+
+    async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
+        self.letters.append((record.value, type(error).__name__, attempts))
+
+
+class World:
+    """A handler between a seller and a topic."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.allegro = Allegro(self.clock)
+        self.published = Published()
+        self.handler = LiveHandler(
+            self.allegro,  # type: ignore[arg-type]
+            self.published,  # type: ignore[arg-type]
+            self.clock,
+            RecentLooks(),
+            list_lag=LAG,
+            detail_concurrency=4,
+        )
+
+    async def handle(self, *records: Record | bytes) -> Sequence[Record]:
+        before = len(self.published.records)
+        await self.handler.handle([consumed(record, offset=number) for number, record in enumerate(records)])
+        return self.published.records[before:]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_burst_of_events_of_one_order_is_one_look(world: World) -> None:
+    looked = await world.handle(*[an_event(number, order_id="o-1") for number in range(5)])
+
+    assert [type(record) for record in looked] == [OrderObserved]
+    assert world.allegro.details == ["o-1"]
+
+
+async def test_an_event_that_the_last_look_covers_costs_nothing(world: World) -> None:
+    await world.handle(an_event(1, order_id="o-1", wanted_after=NOON))
+    again = await world.handle(an_event(2, order_id="o-1", wanted_after=NOON))
+    later = await world.handle(an_event(3, order_id="o-1", wanted_after=after(1)))
+
+    assert (len(again), len(later)) == (0, 1)
+
+
+async def test_an_old_backlog_is_read_by_pages_whose_looks_are_dated_back(world: World) -> None:
+    world.clock.moment = after(600)
+    events = [
+        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number)})
+        for number in range(100)
+    ]
+
+    looked = await world.handle(*events)
+
+    assert (world.allegro.pages, len(world.allegro.details)) == (1, 0)
+    assert {record.observed_at for record in looked if isinstance(record, OrderObserved)} == {after(600) - LAG}
+    assert len(looked) == 100
+
+
+async def test_what_no_page_shows_is_fetched_singly_and_so_is_all_when_the_list_fails(world: World) -> None:
+    world.clock.moment = after(600)
+    world.allegro.failing["list"] = AllegroUnavailableError("503")
+    events = [
+        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number)}) for number in range(10)
+    ]
+
+    looked = await world.handle(*events)
+
+    assert sorted(world.allegro.details) == sorted(f"o-{number}" for number in range(10))
+    assert len(looked) == 10
+
+
+async def test_a_missing_order_is_recorded_and_not_retried(world: World) -> None:
+    world.allegro.failing["o-1"] = OrderNotFoundError("404: not found")
+
+    (record,) = await world.handle(an_event(1, order_id="o-1"))
+
+    assert isinstance(record, OrderMissing)
+    assert (record.observed_at, record.reason) == (NOON, "404: not found")
+
+
+async def test_an_outage_parks_the_order_with_growing_delays(world: World) -> None:
+    world.allegro.failing["o-1"] = AllegroUnavailableError("503")
+
+    (first,) = await world.handle(an_event(1, order_id="o-1"))
+    (fifth,) = await world.handle(OrderFetch(token_id=1, order_id="o-1", wanted_after=NOON, attempts=4))
+
+    assert isinstance(first, OrderFetchFailed)
+    assert isinstance(fifth, OrderFetchFailed)
+    assert (first.attempts, fifth.attempts) == (1, 5)
+    assert 15 <= (first.retry_after_seconds or 0) <= 30
+    assert 240 <= (fifth.retry_after_seconds or 0) <= 480
+    assert world.published.letters == []
+
+
+async def test_a_seller_without_consent_waits_for_a_person(world: World) -> None:
+    world.allegro.failing["o-1"] = ReauthorizationRequiredError("consent again")
+
+    (record,) = await world.handle(an_event(1, order_id="o-1"))
+
+    assert isinstance(record, OrderFetchFailed)
+    assert record.retry_after_seconds == 3600
+
+
+async def test_a_request_that_never_can_succeed_sets_its_records_aside(world: World) -> None:
+    world.allegro.failing["o-1"] = RequestRejectedError("422: Not valid time UUID")
+    event = an_event(1, order_id="o-1")
+
+    (record,) = await world.handle(event)
+
+    assert isinstance(record, OrderFetchFailed)
+    assert record.retry_after_seconds is None
+    assert world.published.letters == [(event.encode(), "RequestRejectedError", 1)]
+
+
+async def test_an_unreadable_record_is_set_aside_and_the_others_are_worked_off(world: World) -> None:
+    foreign = an_event(2, token_id=2)
+
+    looked = await world.handle(b"no json", an_event(1, order_id="o-1"), foreign)
+
+    assert len(looked) == 1
+    assert [letter[1:] for letter in world.published.letters] == [("UnreadableRecordError", 1)] * 2
