@@ -1,0 +1,1 @@
+"""`orders-backup`: the command line."""
