@@ -1,26 +1,29 @@
 """Staying within Allegro's limits (promise P5): per token and endpoint in process, per client id over all processes.
 
-A token's calls to one endpoint are paced by the process that owns the token's partition or lease. The allowance of
-the client id is leased from PostgreSQL in small chunks: 9,000 requests a minute belong to all sellers and all our
-processes together, calls of the token endpoint included (allegro-api.md 6). All pacing is GCRA, set so that no
-window of a minute, wherever it starts, holds more than the limit: rate x minute + burst = limit.
+A token's calls to one endpoint are paced by the process that owns the token's partition or lease (shared.limits.turns).
+The allowance of the client id is taken from PostgreSQL in small chunks (shared.limits.budget): 9,000 requests a minute
+belong to all sellers and all our processes together, calls of the token endpoint included (allegro-api.md 6). Bulk
+loads pass a second, smaller allowance before, so that a share is always left to live traffic.
 
 When Allegro answers 429 all the same, everybody stops: calls during a block prolong it (#3454, #6754).
 """
 
 import asyncio
+import logging
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import asyncpg
 
 from shared.allegro import metrics
+from shared.limits.budget import Budget
+from shared.limits.pace import Pace
+from shared.limits.turns import Turns
 from shared.settings import AllegroSettings
+
+logger = logging.getLogger(__name__)
 
 Traffic = Literal["live", "bulk"]
 
@@ -29,6 +32,7 @@ class Endpoint(Enum):
     """What Allegro limits separately; the values name it in metrics and errors."""
 
     EVENTS = "events"
+    STATS = "event-stats"
     LIST = "list"
     DETAIL = "detail"
     DEVICE = "device"
@@ -36,28 +40,24 @@ class Endpoint(Enum):
     ME = "me"
 
 
-# A burst is this part of a minute's allowance, one request at least.
-_BURST_SHARE = 0.02
-# A chunk is leased for about this long: what a process that dies takes with it.
-_CHUNK_SECONDS = 0.05
-_PERMIT_LIFETIME_SECONDS = 1.0
-_REMEMBERED_KEYS = 20_000
+# How far ahead slots of the client id's allowance may be taken, as parts of a minute (0.5 s and 0.25 s). Bulk loads
+# find the next quarter of a second taken whenever live traffic uses all there is: live goes first.
+_LIVE_LOOKAHEAD_SHARE = 1 / 120
+_BULK_LOOKAHEAD_SHARE = 1 / 240
+# Where Allegro says that nothing is left of the minute, this process pauses for this part of it.
+_EXHAUSTED_SHARE = 1 / 60
+
+_CHANNEL = "orders_backup_allegro_blocked"
 
 # language=sql
-_RESERVE = """
-INSERT INTO client_budgets AS b (client_id, theoretical_arrival_at)
-VALUES ($1, clock_timestamp() + $2::float8 * interval '1 second')
-ON CONFLICT (client_id) DO UPDATE
-   SET theoretical_arrival_at = greatest(b.theoretical_arrival_at, clock_timestamp()) + $2::float8 * interval '1 second'
-RETURNING extract(epoch FROM theoretical_arrival_at - clock_timestamp())::float8 - $2::float8 AS wait,
-          extract(epoch FROM blocked_until - clock_timestamp())::float8 AS blocked
-"""
-
 _BLOCK = """
-INSERT INTO client_budgets AS b (client_id, blocked_until)
-VALUES ($1, clock_timestamp() + $2::float8 * interval '1 second')
-ON CONFLICT (client_id) DO UPDATE
-   SET blocked_until = greatest(b.blocked_until, excluded.blocked_until)
+WITH block AS (
+    INSERT INTO client_budgets AS b (client_id, blocked_until)
+    VALUES ($1, clock_timestamp() + $2::float8 * interval '1 second')
+    ON CONFLICT (client_id) DO UPDATE SET blocked_until = greatest(b.blocked_until, excluded.blocked_until)
+    RETURNING client_id
+)
+SELECT pg_notify($3, client_id) FROM block
 """
 
 _READ_BLOCK = """
@@ -65,140 +65,138 @@ SELECT extract(epoch FROM blocked_until - clock_timestamp())::float8 FROM client
 """
 
 
-@dataclass(frozen=True)
-class Pace:
-    """A limit as GCRA sees it: seconds between requests, and how many may come at once."""
-
-    interval: float
-    burst: int
-
-    @classmethod
-    def of(cls, per_minute: float, *, minute_seconds: float) -> "Pace":
-        """The pace at which no window of a minute holds more than `per_minute` requests."""
-        burst = max(1, int(per_minute * _BURST_SHARE))
-        steady = max(per_minute - burst, 0.5)
-        return cls(minute_seconds / steady, burst)
-
-    @property
-    def tolerance(self) -> float:
-        """How far ahead of its time a request may come, in seconds."""
-        return (self.burst - 1) * self.interval
-
-
-def arrive(theoretical: float, now: float, pace: Pace) -> tuple[float, float]:
-    """One request under GCRA: returns its new theoretical arrival time and how long it has to wait."""
-    start = max(theoretical, now)
-    return start + pace.interval, max(0.0, start - pace.tolerance - now)
-
-
-class _Paced:
-    """GCRA for many keys in this process; what was not used for long is forgotten, which only a burst can notice."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._theoretical: OrderedDict[tuple[int, Endpoint], float] = OrderedDict()
-
-    def wait(self, key: tuple[int, Endpoint], pace: Pace) -> float:
-        """Take a place in the key's queue; returns the seconds until it is its turn."""
-        now = self._monotonic()
-        self._theoretical[key], wait = arrive(self._theoretical.get(key, now), now, pace)
-        self._theoretical.move_to_end(key)
-        if len(self._theoretical) > _REMEMBERED_KEYS:
-            self._theoretical.popitem(last=False)
-        return wait
-
-
-class _Lease:
-    """Permits of one allowance in PostgreSQL, leased in chunks."""
-
-    def __init__(self, pool: asyncpg.Pool, key: str, pace: Pace, blocked: Callable[[float | None], None]) -> None:
-        self._pool = pool
-        self._key = key
-        self._pace = pace
-        self._blocked = blocked
-        self._permits: deque[float] = deque()
-        self._waiting = 0
-        self._lock = asyncio.Lock()
-
-    async def take(self) -> float:
-        """A permit: the monotonic moment from which it may be used."""
-        self._waiting += 1
-        try:
-            async with self._lock:
-                now = time.monotonic()
-                while self._permits and self._permits[0] < now - _PERMIT_LIFETIME_SECONDS:
-                    self._permits.popleft()
-                if not self._permits:
-                    await self._reserve(max(self._waiting, int(_CHUNK_SECONDS / self._pace.interval), 1))
-                return self._permits.popleft()
-        finally:
-            self._waiting -= 1
-
-    async def _reserve(self, wanted: int) -> None:
-        count = min(wanted, self._pace.burst)
-        row = await self._pool.fetchrow(_RESERVE, self._key, count * self._pace.interval)
-        first = time.monotonic() + row["wait"] - self._pace.tolerance
-        self._permits.extend(first + number * self._pace.interval for number in range(count))
-        self._blocked(row["blocked"])
-
-
 class RequestLimits:
-    """Every call to Allegro waits here first. `notice_block()` has to be called all the time beside it."""
+    """Every call to Allegro waits here first.
 
-    def __init__(
-        self, pool: asyncpg.Pool, settings: AllegroSettings, *, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        minute = settings.allegro_limit_minute_seconds
+    `notice_block()` has to be called at least twice a second beside it, and `close()` before the pool is closed.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, settings: AllegroSettings) -> None:
+        self._minute = minute = settings.allegro_limit_minute_seconds
         self._pool = pool
         self._client_id = settings.allegro_client_id
-        self._monotonic = monotonic
         self._blocked_until = 0.0
-        self._paced = _Paced(monotonic)
+        # Set when there is a block to be noticed: whoever calls `notice_block` need not wait any longer.
+        self.noticed = asyncio.Event()
+        self._listener: asyncpg.Connection | None = None
+        self._turns = Turns()
         self._paces = {
             Endpoint.EVENTS: Pace.of(settings.allegro_events_limit_per_minute, minute_seconds=minute),
             Endpoint.LIST: Pace.of(settings.allegro_list_limit_per_minute, minute_seconds=minute),
             Endpoint.DETAIL: Pace.of(settings.allegro_detail_limit_per_minute, minute_seconds=minute),
-            Endpoint.DEVICE: Pace.of(settings.allegro_device_limit_per_minute, minute_seconds=minute),
         }
         limit = settings.allegro_client_limit_per_minute
-        bulk_limit = limit * (1 - settings.allegro_live_share)
-        self._client = _Lease(pool, self._client_id, Pace.of(limit, minute_seconds=minute), self._learn_block)
-        self._bulk = _Lease(
-            pool, f"{self._client_id}/bulk", Pace.of(bulk_limit, minute_seconds=minute), lambda _blocked: None
+        pace = Pace.of(limit, minute_seconds=minute)
+        self._live = self._budget("", pace, _LIVE_LOOKAHEAD_SHARE)
+        self._bulk = self._budget("", pace, _BULK_LOOKAHEAD_SHARE)
+        self._bulk_share = self._budget(
+            "/bulk",
+            Pace.of(limit * (1 - settings.allegro_live_share), minute_seconds=minute),
+            _LIVE_LOOKAHEAD_SHARE,
+        )
+        # Starts of the device flow come from any replica of the API and know no token yet.
+        self._device = self._budget(
+            "/device",
+            Pace.of(settings.allegro_device_limit_per_minute, minute_seconds=minute),
+            _LIVE_LOOKAHEAD_SHARE,
+        )
+
+    def _budget(self, suffix: str, pace: Pace, lookahead_share: float) -> Budget:
+        return Budget(
+            self._pool,
+            self._client_id + suffix,
+            pace,
+            lookahead=self._minute * lookahead_share,
+            learn_block=self._learn_block,
+            blocked=lambda: self.blocked_seconds > 0,
         )
 
     async def acquire(self, endpoint: Endpoint, *, token_id: int | None, traffic: Traffic) -> None:
-        """Wait until the call is allowed; raises the driver's errors if PostgreSQL is away: then nobody calls."""
-        started = self._monotonic()
+        """Wait until the call is allowed, and make it at once then: the permission does not keep.
+
+        Raises the driver's errors if PostgreSQL is away: then nobody calls.
+        """
+        started = time.monotonic()
         pace = self._paces.get(endpoint)
-        if pace is not None:
-            await asyncio.sleep(self._paced.wait((token_id or 0, endpoint), pace))
+        if pace is None or token_id is None:
+            await self._take(endpoint, traffic)
+        else:
+            async with self._turns.turn((token_id, endpoint), pace):
+                await self._take(endpoint, traffic)
+        metrics.limit_wait_seconds.labels(endpoint.value).observe(time.monotonic() - started)
+        metrics.permits.labels(traffic).inc()
+
+    async def _take(self, endpoint: Endpoint, traffic: Traffic) -> None:
+        if endpoint is Endpoint.DEVICE:
+            await self._device.take()
         if traffic == "bulk":
-            await self._until(await self._bulk.take())
-        await self._until(await self._client.take())
-        await self._until_unblocked()
-        metrics.limit_wait_seconds.labels(endpoint.value).observe(self._monotonic() - started)
+            await self._bulk_share.take()
+        budget = self._bulk if traffic == "bulk" else self._live
+        while True:
+            # A seller without a token has nothing else to do: its refresh does not queue behind the others' orders.
+            await budget.take(urgent=endpoint is Endpoint.TOKEN)
+            if not self.blocked_seconds:
+                return
 
-    async def _until_unblocked(self) -> None:
-        while (blocked := self._blocked_until - self._monotonic()) > 0:  # it may be prolonged meanwhile
-            await asyncio.sleep(blocked)
+    @property
+    def blocked_seconds(self) -> float:
+        """How long nobody may call, as far as this process knows; 0 if nothing stands in the way."""
+        return max(self._blocked_until - time.monotonic(), 0.0)
 
-    async def block(self, duration: timedelta) -> None:
-        """Stop every process that uses this client id for `duration`: Allegro answered 429."""
-        seconds = duration.total_seconds()
+    async def wait_until_unblocked(self) -> None:
+        """Wait for the end of a block, without taking a permission."""
+        while self.blocked_seconds:  # noqa: ASYNC110 - it may be prolonged meanwhile
+            await asyncio.sleep(self.blocked_seconds)
+
+    async def block(self, duration: timedelta | None = None) -> None:
+        """Stop every process that uses this client id: Allegro answered 429.
+
+        Without a `duration` for a minute, as no stated one was ever seen (allegro-api.md 6).
+        """
+        seconds = self._minute if duration is None else duration.total_seconds()
+        metrics.blocks.inc()
+        if not self.blocked_seconds:
+            logger.error("Allegro answered 429: nobody calls for a while", extra={"seconds": seconds})
         self._learn_block(seconds)
-        await self._pool.execute(_BLOCK, self._client_id, seconds)
+        await self._pool.execute(_BLOCK, self._client_id, seconds, _CHANNEL)
+
+    def learn_remaining(self, remaining: int) -> None:
+        """Take note of `X-RateLimit-Remaining`: at 0 the next call would only cause a block."""
+        metrics.remaining.set(remaining)
+        if remaining <= 0:
+            self._learn_block(self._minute * _EXHAUSTED_SHARE)
 
     async def notice_block(self) -> None:
-        """Learn of blocks that other processes ran into; to be called at least twice a second."""
-        self._learn_block(await self._pool.fetchval(_READ_BLOCK, self._client_id))
+        """Learn of blocks that other processes ran into: at once by a notification, and by asking at every call.
 
-    def _learn_block(self, seconds: float | None) -> None:
-        if seconds is not None and seconds > 0:
-            self._blocked_until = max(self._blocked_until, self._monotonic() + seconds)
+        Notifications may get lost with their connection. So the question goes over that very connection: it fails
+        when the connection is gone, and the next call opens another.
+        """
+        listener = self._listener
+        if listener is None or listener.is_closed():
+            await self.close()
+            listener = self._listener = await self._pool.acquire()
+            await listener.add_listener(_CHANNEL, self._notified)
+        seconds = await listener.fetchval(_READ_BLOCK, self._client_id)
+        if seconds is not None:
+            self._learn_block(seconds)
+
+    def _notified(self, _connection: Any, _pid: int, _channel: str, client_id: Any) -> None:
+        if client_id == self._client_id:
+            self.noticed.set()
+
+    async def close(self) -> None:
+        """Give the listening connection back."""
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        try:
+            if not listener.is_closed():
+                await listener.remove_listener(_CHANNEL, self._notified)
+        finally:
+            await self._pool.release(listener)
+
+    def _learn_block(self, seconds: float) -> None:
+        if seconds > 0:
+            self._blocked_until = max(self._blocked_until, time.monotonic() + seconds)
             metrics.blocked_until.set(time.time() + seconds)
-
-    async def _until(self, moment: float) -> None:
-        wait = moment - self._monotonic()
-        if wait > 0:
-            await asyncio.sleep(wait)

@@ -24,3 +24,13 @@ blocked_until = Gauge(
     "orders_backup_allegro_blocked_until_seconds",
     "Unix time until which Allegro blocked the client id; in the past: not blocked.",
 )
+blocks = Counter("orders_backup_allegro_429_total", "Answers 429: our own pacing should leave none.")
+permits = Counter(
+    "orders_backup_allegro_permits_total",
+    "Requests allowed by the limits, by kind of traffic: what is used of the client id's allowance.",
+    ["traffic"],
+)
+remaining = Gauge(
+    "orders_backup_allegro_remaining_requests",
+    "The last X-RateLimit-Remaining, where Allegro sends it (it seldom does).",
+)
