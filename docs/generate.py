@@ -102,7 +102,7 @@ def examples() -> Mapping[str, Sequence[Record]]:
                 token_id=_TOKEN_ID,
                 order_id="db2dbcd0-c4f7-11f1-904f-89bb34047197",
                 observed_at=_moment("2026-10-10T22:16:02.118305Z"),
-                reason="404 CheckoutFormNotFoundException",
+                reason="404: CheckoutFormNotFoundException: Checkout form not found [detail]",
             ),
             OrderFetchFailed(
                 token_id=_TOKEN_ID,
@@ -110,7 +110,7 @@ def examples() -> Mapping[str, Sequence[Record]]:
                 wanted_after=wanted_after,
                 attempts=3,
                 retry_after_seconds=30,
-                error="503 Service Unavailable",
+                error="AllegroUnavailableError: 503: ServiceTimeoutException [detail]",
             ),
             WindowProgressed(
                 token_id=_TOKEN_ID, run_id=_RUN_ID, attempt=1, page=12, requests=13, orders_expected=20_417

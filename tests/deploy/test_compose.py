@@ -9,8 +9,10 @@ import pytest
 import yaml
 from packaging.version import Version
 
+from cli.app import app
 from devstack.apache_kafka import version as kafka_version
 from shared import kafka, service
+from shared.settings import DatabaseSettings, KafkaSettings
 from tests.deploy.service_settings import SERVICES, settings_class, variables
 
 _ROOT = Path(__file__).parents[2]
@@ -34,6 +36,19 @@ def test_it_starts_the_services_their_set_up_and_what_they_stand_on() -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_gets_every_setting_it_reads_and_no_other(service: str) -> None:
     assert set(_CONTAINERS[service]["environment"]) == set(variables(service)) - _LEFT_OUT
+
+
+def test_the_set_up_gets_what_it_reads() -> None:
+    read = {name.upper() for group in (DatabaseSettings, KafkaSettings) for name in group.model_fields}
+
+    assert set(_CONTAINERS["setup"]["environment"]) == read
+
+
+def test_the_set_up_is_a_command_that_exists() -> None:
+    program, command = _CONTAINERS["setup"]["command"]
+
+    assert program == "orders-backup"
+    assert command in {found.name or getattr(found.callback, "__name__", "") for found in app.registered_commands}
 
 
 @pytest.mark.parametrize("service", SERVICES)
