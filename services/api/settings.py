@@ -1,0 +1,39 @@
+"""Everything the API reads from its environment, and nothing more."""
+
+import ipaddress
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from shared.settings import (
+    AllegroSettings,
+    DatabaseSettings,
+    EncryptionSettings,
+    KafkaSettings,
+    LogSettings,
+    SyncSettings,
+)
+
+
+class ApiSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, LogSettings):
+    api_http_host: str = Field(default="127.0.0.1", description="where the API is served")
+    api_http_port: int = Field(default=8000, ge=0, le=65535)
+    api_allow_unauthenticated: bool = Field(
+        default=False, description="serve on an address that others reach, although the API asks nobody who he is"
+    )
+
+    @model_validator(mode="after")
+    def _is_not_exposed_by_accident(self) -> Self:
+        if not _is_loopback(self.api_http_host) and not self.api_allow_unauthenticated:
+            raise ValueError(
+                "API_HTTP_HOST: not a loopback address; set API_ALLOW_UNAUTHENTICATED=true only behind something that"
+                " controls access"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
