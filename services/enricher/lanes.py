@@ -15,9 +15,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 
-from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import commit
-from shared.errors import TransientError
+from shared.service import is_transient
 
 logger = logging.getLogger(__name__)
 
@@ -197,13 +196,14 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         while True:
             try:
                 return await self._handler(records)
-            except (TransientError, *TRANSIENT_DATABASE_ERRORS) as error:
-                logger.warning("not done, trying again", extra={"error": repr(error), "retry_in_seconds": delay})
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _MAX_RETRY_SECONDS)
-            except Exception:  # a bug: this token waits until someone has looked, all others go on
-                logger.exception("a lane stands still", extra={"topic": self._topic, "records": len(records)})
-                await asyncio.sleep(_PAUSE_AFTER_BUG_SECONDS)
+            except Exception as error:
+                if is_transient(error):
+                    logger.warning("not done, trying again", extra={"error": repr(error), "retry_in_seconds": delay})
+                else:  # a bug: this token waits until someone has looked, all others go on
+                    delay = _PAUSE_AFTER_BUG_SECONDS
+                    logger.exception("a lane stands still", extra={"topic": self._topic, "records": len(records)})
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _MAX_RETRY_SECONDS)
 
     # -- committing
 

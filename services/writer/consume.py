@@ -11,10 +11,9 @@ from services.writer.batch import SERVICE, Batch, collect
 from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
-from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter, RebalanceLog, commit, next_offsets
-from shared.errors import TransientError
 from shared.kafka import RecordProducer
+from shared.service import is_transient
 from shared.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -22,9 +21,6 @@ logger = logging.getLogger(__name__)
 _POLL_TIMEOUT_MS = 200
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 15.0
-
-# Of these the records are not guilty: the batch waits and is stored later.
-_WAIT_FOR = (TransientError, *TRANSIENT_DATABASE_ERRORS)
 
 
 class Writer:
@@ -73,7 +69,9 @@ class Writer:
             try:
                 with self._metrics.batch_seconds.time():
                     written = await self.store(records)
-            except _WAIT_FOR as error:
+            except Exception as error:
+                if not is_transient(error):
+                    raise
                 self._metrics.waits.inc()
                 logger.warning("not stored, waiting", extra={"error": repr(error), "retry_in_seconds": delay})
                 await asyncio.sleep(delay)

@@ -1,0 +1,1 @@
+"""poller: decides what to look at. It claims due work by leases, publishes, and never touches orders."""

@@ -1,0 +1,51 @@
+"""Removing what has aged (requirement B10): runs, tasks, events, ended authorisations. Orders never."""
+
+from datetime import timedelta
+
+import asyncpg
+
+from services.poller.settings import PollerSettings
+
+_BATCH = 5000
+
+# Small batches: short locks, and replicas that do the same at once share the work (SKIP LOCKED).
+# language=sql
+_STATEMENTS = {
+    "sync_history": """
+DELETE FROM sync_history WHERE run_id IN (
+    SELECT run_id FROM sync_history WHERE started_at < now() - $1::interval AND status <> 'running'
+     LIMIT $2 FOR UPDATE SKIP LOCKED)
+""",
+    "task_history": """
+DELETE FROM task_history WHERE task_id IN (
+    SELECT task_id FROM task_history
+     WHERE created_at < now() - $1::interval AND status NOT IN ('queued', 'running', 'stopping')
+     LIMIT $2 FOR UPDATE SKIP LOCKED)
+""",
+    "device_authorizations": """
+DELETE FROM device_authorizations WHERE task_id IN (
+    SELECT task_id FROM device_authorizations WHERE finished_at < now() - $1::interval
+     LIMIT $2 FOR UPDATE SKIP LOCKED)
+""",
+}
+
+_EVENTS = """
+DELETE FROM order_events WHERE (user_token_id, event_id) IN (
+    SELECT user_token_id, event_id FROM order_events WHERE stored_at < now() - $1::interval
+     LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+
+class Housekeeper:
+    """Removes aged rows, a batch of each table a turn."""
+
+    def __init__(self, pool: asyncpg.Pool, settings: PollerSettings) -> None:
+        self._pool = pool
+        self._history = timedelta(days=settings.sync_history_retention_days)
+        self._events = timedelta(days=settings.sync_events_retention_days)
+
+    async def turn(self) -> bool:
+        """Remove a batch; says whether there may be more."""
+        removed = [await self._pool.execute(statement, self._history, _BATCH) for statement in _STATEMENTS.values()]
+        removed.append(await self._pool.execute(_EVENTS, self._events, _BATCH))
+        return any(command.endswith(f" {_BATCH}") for command in removed)
