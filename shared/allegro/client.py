@@ -3,38 +3,36 @@
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 
-from shared.allegro import bodies, metrics
+from shared.allegro import bodies
 from shared.allegro.bodies import FetchedOrder, JournalEvent, OrderPage, UnreadableBodyError
 from shared.allegro.errors import (
+    AllegroTimeoutError,
     AllegroUnavailableError,
     RateLimitedError,
     ReauthorizationRequiredError,
     UnauthorizedError,
     from_answer,
 )
-from shared.allegro.oauth import retry_after
+from shared.allegro.http import exchange
 from shared.clock import Clock
 from shared.messages import utc
 from shared.request_limits import Endpoint, RequestLimits, Traffic
 from shared.settings import AllegroSettings
-from shared.token_vault import Bearer, TokenVault
+from shared.token_vault import TokenVault
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _FIRST_BACKOFF_SECONDS = 0.5
-# Where a 429 states no time (none was ever seen to, allegro-api.md 6): the block lasts a minute.
-_DEFAULT_BLOCK = timedelta(seconds=60)
 
 _Result = TypeVar("_Result")
 
@@ -65,7 +63,10 @@ class _Answer:
 
 
 class AllegroClient:
-    """The API endpoints that we use. Every call raises the errors of shared.allegro.errors."""
+    """The API endpoints that we use. Every call raises the errors of shared.allegro.errors.
+
+    `live` traffic goes before `bulk` and has a part of the client id's allowance for itself (ALLEGRO_LIVE_SHARE).
+    """
 
     def __init__(
         self,
@@ -74,13 +75,16 @@ class AllegroClient:
         vault: TokenVault,
         limits: RequestLimits,
         clock: Clock,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._http = http
         self._url = settings.api_url
-        self._minute = settings.allegro_limit_minute_seconds
+        self._timeout_seconds = settings.allegro_timeout_seconds
         self._vault = vault
         self._limits = limits
         self._clock = clock
+        self._sleep = sleep
 
     async def events(self, token_id: int, *, after: int, limit: int = 1000, traffic: Traffic = "live") -> JournalPage:
         """The journal after a position, which is excluded; no filter by type: the forms Allegro takes vary (#3875)."""
@@ -92,8 +96,8 @@ class AllegroClient:
 
     async def latest_event_id(self, token_id: int, *, traffic: Traffic = "live") -> int | None:
         """The end of the journal, or None where it is empty."""
-        answer = await self._get(token_id, Endpoint.EVENTS, "/order/event-stats", {}, traffic)
-        return _read(lambda: bodies.latest_event_id(answer.body), Endpoint.EVENTS)
+        answer = await self._get(token_id, Endpoint.STATS, "/order/event-stats", {}, traffic)
+        return _read(lambda: bodies.latest_event_id(answer.body), Endpoint.STATS)
 
     async def list_orders(
         self,
@@ -138,60 +142,85 @@ class AllegroClient:
         while True:
             try:
                 return await self._authorised(token_id, endpoint, path, params, traffic)
-            except RateLimitedError as error:
-                await self._limits.block(error.retry_after or _DEFAULT_BLOCK * (self._minute / 60.0))
-                raise
             except AllegroUnavailableError as error:
-                if attempt == _ATTEMPTS:
-                    raise
-                logger.warning("Allegro is unavailable", extra={"error": str(error), "attempt": attempt})
-                if error.status is not None:
-                    await asyncio.sleep(random.uniform(0, _FIRST_BACKOFF_SECONDS * 2**attempt))  # noqa: S311 - jitter
+                if attempt == _ATTEMPTS or error.endpoint != endpoint.value:
+                    raise  # a refresh that did not succeed has its own pace
+                logger.warning("Allegro is unavailable", extra={**_told(token_id, error), "attempt": attempt})
+                if not isinstance(error, AllegroTimeoutError):
+                    await self._sleep(backoff_seconds(attempt, jitter=random.random()))  # noqa: S311 - spreads load
                 attempt += 1
 
     async def _authorised(
         self, token_id: int, endpoint: Endpoint, path: str, params: dict[str, str], traffic: Traffic
     ) -> _Answer:
         """Call; on a 401 refresh once and call again. A fresh token that is refused means: unlinked (#13133)."""
+        try:
+            return await self._request(token_id, endpoint, path, params, traffic)
+        except UnauthorizedError as error:
+            logger.info("the access token was refused: refreshing", extra=_told(token_id, error))
+            await self._vault.refresh(token_id, seen_generation=error.generation)
+        try:
+            return await self._request(token_id, endpoint, path, params, traffic)
+        except UnauthorizedError as error:
+            reason = f"Allegro refused a token it had just issued ({error}): the seller has withdrawn consent"
+            if await self._vault.require_consent(token_id, reason, generation=error.generation):
+                raise ReauthorizationRequiredError(reason).at(endpoint.value, error.status, error.trace_id) from error
+            # Somebody refreshed again, or consented anew, while we called.
+            raise AllegroUnavailableError("the token was replaced during the call").at(endpoint.value) from error
+
+    async def _request(
+        self, token_id: int, endpoint: Endpoint, path: str, params: dict[str, str], traffic: Traffic
+    ) -> _Answer:
         # The wait comes first: a token is decrypted only when its call can go out.
         await self._limits.acquire(endpoint, token_id=token_id, traffic=traffic)
         bearer = await self._vault.access_token(token_id)
-        try:
-            return await self._request(bearer, endpoint, path, params)
-        except UnauthorizedError:
-            bearer = await self._vault.refresh(token_id, seen_generation=bearer.generation)
-        await self._limits.acquire(endpoint, token_id=token_id, traffic=traffic)
-        try:
-            return await self._request(bearer, endpoint, path, params)
-        except UnauthorizedError as error:
-            reason = f"Allegro refused a token it had just issued ({error}): the seller has withdrawn consent"
-            await self._vault.require_consent(token_id, reason)
-            raise ReauthorizationRequiredError(reason) from error
-
-    async def _request(self, bearer: Bearer, endpoint: Endpoint, path: str, params: dict[str, str]) -> _Answer:
         requested_at = self._clock.now()
-        started = time.perf_counter()
-        try:
-            response = await self._http.get(
-                self._url + path, params=params, headers={"Authorization": f"Bearer {bearer.secret.reveal()}"}
+        answer = await exchange(
+            self._http,
+            endpoint,
+            "GET",
+            self._url + path,
+            timeout_seconds=self._timeout_seconds,
+            params=params,
+            headers={"Authorization": f"Bearer {bearer.secret.reveal()}"},
+        )
+        if answer.remaining is not None:
+            self._limits.learn_remaining(answer.remaining)
+        if answer.status == httpx.codes.OK:
+            logger.debug(
+                "called Allegro",
+                extra={"token_id": token_id, "endpoint": endpoint.value, "trace_id": answer.trace_id},
             )
-        except httpx.HTTPError as failure:
-            metrics.requests.labels(endpoint.value, type(failure).__name__).inc()
-            # `from None`: the driver's exception holds the request, and the request holds the token.
-            raise AllegroUnavailableError(f"no answer: {type(failure).__name__}").at(endpoint.value) from None
-        metrics.request_seconds.labels(endpoint.value).observe(time.perf_counter() - started)
-        metrics.requests.labels(endpoint.value, str(response.status_code)).inc()
-        if response.status_code == httpx.codes.OK:
-            return _Answer(response.content, requested_at, self._clock.now(), _date(response.headers))
+            return _Answer(answer.body, requested_at, self._clock.now(), _date(answer.headers))
         error = from_answer(
             endpoint.value,
-            response.status_code,
-            response.content,
-            trace_id=response.headers.get("Trace-Id"),
-            retry_after=retry_after(response.headers),
+            answer.status,
+            answer.body,
+            trace_id=answer.trace_id,
+            retry_after=answer.retry_after,
         )
-        logger.info("Allegro refused a call", extra={"error": str(error)})
+        if isinstance(error, UnauthorizedError):
+            error.generation = bearer.generation
+        elif isinstance(error, RateLimitedError):
+            logger.warning("Allegro limits us", extra=_told(token_id, error))
+            await self._limits.block(error.retry_after)
         raise error
+
+
+def backoff_seconds(attempt: int, *, jitter: float) -> float:
+    """How long to wait after a failed attempt (1, 2, ...): exponential, full jitter; `jitter` is between 0 and 1."""
+    return _FIRST_BACKOFF_SECONDS * 2.0 ** (attempt - 1) * jitter
+
+
+def _told(token_id: int, error: AllegroUnavailableError | RateLimitedError | UnauthorizedError) -> dict[str, object]:
+    """What a log line tells of an error."""
+    return {
+        "token_id": token_id,
+        "endpoint": error.endpoint,
+        "status": error.status,
+        "trace_id": error.trace_id,
+        "error": str(error),
+    }
 
 
 def _read(read: Callable[[], _Result], endpoint: Endpoint) -> _Result:
@@ -203,10 +232,8 @@ def _read(read: Callable[[], _Result], endpoint: Endpoint) -> _Result:
 
 
 def _date(headers: httpx.Headers) -> datetime | None:
-    value = headers.get("Date")
-    if value is None:
-        return None
     try:
-        return parsedate_to_datetime(value)
-    except ValueError:
+        date = parsedate_to_datetime(headers.get("Date", ""))
+    except (ValueError, TypeError, OverflowError):
         return None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date

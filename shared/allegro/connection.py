@@ -13,10 +13,11 @@ from shared.allegro.oauth import AllegroOAuth
 from shared.clock import DatabaseClock
 from shared.database import database_now
 from shared.encryption import Keyring
+from shared.key_rotation import check_keys
 from shared.request_limits import RequestLimits
 from shared.service import BackgroundLoops
 from shared.settings import AllegroSettings
-from shared.token_vault import TokenVault, check_keys
+from shared.token_vault import TokenVault
 
 _CLOCK_SECONDS = 60.0
 _BLOCK_WATCH_SECONDS = 0.5
@@ -52,8 +53,12 @@ async def connect(
     await synchronise()
     http = await stack.enter_async_context(open_http(settings, transport=transport))
     limits = RequestLimits(pool, settings)
+    stack.push_async_callback(limits.close)
     oauth = AllegroOAuth(http, settings, limits)
-    vault = TokenVault(pool, keyring, oauth)
+    vault = TokenVault(pool, keyring, oauth, limits)
+    stack.push_async_callback(vault.close)
     loops.run_every("clock", _CLOCK_SECONDS, synchronise)
-    loops.run_every("blocks", _BLOCK_WATCH_SECONDS, limits.notice_block)
+    loops.run_every("blocks", _BLOCK_WATCH_SECONDS, limits.notice_block, wake=limits.noticed)
+    # Runs first when the stack ends: nobody calls any more when the way is closed.
+    stack.push_async_callback(loops.stop)
     return Allegro(AllegroClient(http, settings, vault, limits, clock), oauth, vault, limits, clock)

@@ -1,18 +1,59 @@
-"""The HTTP client for Allegro: httpx's interface on aiohttp's transport.
+"""The way to Allegro's servers: httpx's interface on aiohttp's transport, and every failure of it in our words.
 
 httpx's own transport slows down as concurrency grows (benchmarks/http_transport.py measures it here); aiohttp's does
 not. Proxies of the environment, redirects and cookies are off: a token goes to Allegro and nowhere else.
 """
 
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import aiohttp
 import httpx
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from httpx_aiohttp import AiohttpTransport
 
+from shared.allegro import metrics
+from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError
+from shared.request_limits import Endpoint
 from shared.settings import AllegroSettings
 
 ACCEPT = "application/vnd.allegro.public.v1+json"
-_CONNECTIONS = 100
+# More than there are calls at a time: a permission to call must not grow old in the queue for a connection.
+_CONNECTIONS = 1000
 _CONNECT_TIMEOUT_SECONDS = 10.0
+
+# What the transport raises: httpx's own, what httpx-aiohttp leaves untranslated, and what the deadline raises.
+TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, aiohttp.ClientError, OSError)
+_TIMEOUTS = (httpx.TimeoutException, TimeoutError)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A complete answer."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    @property
+    def trace_id(self) -> str | None:
+        """What Allegro wants to be told in every report; the authorisation server sends none (#7999)."""
+        trace_id: str | None = self.headers.get("Trace-Id")
+        return trace_id
+
+    @property
+    def retry_after(self) -> timedelta | None:
+        """The wait that the answer asks for; only the form in seconds (RFC 9110, 10.2.3) is of use to us."""
+        value = self.headers.get("Retry-After", "")
+        return timedelta(seconds=int(value)) if value.isascii() and value.isdigit() and len(value) < 7 else None
+
+    @property
+    def remaining(self) -> int | None:
+        """`X-RateLimit-Remaining`, seen in 2018 and 2019 (#589)."""
+        value = self.headers.get("X-RateLimit-Remaining", "")
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
 
 
 def open_http(settings: AllegroSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
@@ -24,16 +65,47 @@ def open_http(settings: AllegroSettings, *, transport: httpx.AsyncBaseTransport 
             "Accept": ACCEPT,
             "Accept-Language": settings.allegro_accept_language,
         },
-        timeout=httpx.Timeout(settings.allegro_timeout_seconds, connect=_CONNECT_TIMEOUT_SECONDS),
+        timeout=httpx.Timeout(
+            settings.allegro_timeout_seconds, connect=min(_CONNECT_TIMEOUT_SECONDS, settings.allegro_timeout_seconds)
+        ),
         follow_redirects=False,
         trust_env=False,
     )
 
 
-def _session() -> ClientSession:
-    return ClientSession(
-        connector=TCPConnector(limit=_CONNECTIONS, ttl_dns_cache=60),
-        cookie_jar=DummyCookieJar(),
-        timeout=ClientTimeout(),  # httpx's own timeouts hold
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ttl_dns_cache=60),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(),  # httpx's own timeouts hold
         auto_decompress=False,
     )
+
+
+async def exchange(
+    http: httpx.AsyncClient, endpoint: Endpoint, method: str, url: str, *, timeout_seconds: float, **arguments: Any
+) -> Answer:
+    """One request and its whole answer, whatever its status.
+
+    Raises AllegroTimeoutError after `timeout_seconds` in all, AllegroUnavailableError if the connection fails or the
+    answer is cut off or garbled. The transport's exception is not chained: it holds the request, and the request
+    holds the secret.
+    """
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            response = await http.request(method, url, **arguments)
+    except _TIMEOUTS:
+        metrics.requests.labels(endpoint.value, "timeout").inc()
+        raise AllegroTimeoutError(f"no answer within {timeout_seconds:g} s").at(endpoint.value) from None
+    except TRANSPORT_ERRORS as error:
+        metrics.requests.labels(endpoint.value, "connection").inc()
+        raise AllegroUnavailableError(f"no answer: {type(error).__name__}").at(endpoint.value) from None
+    metrics.request_seconds.labels(endpoint.value).observe(time.perf_counter() - started)
+    metrics.requests.labels(endpoint.value, outcome_of(response.status_code)).inc()
+    return Answer(response.status_code, response.headers, response.content)
+
+
+def outcome_of(status: int) -> str:
+    """A label of a small closed set."""
+    return str(status) if status in (200, 401, 403, 404, 429) else f"{status // 100}xx"

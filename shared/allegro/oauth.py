@@ -2,24 +2,45 @@
 
 import base64
 import binascii
-import time
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import msgspec
 
-from shared.allegro import metrics
-from shared.allegro.errors import AllegroUnavailableError, RateLimitedError, describe, from_answer
+from shared.allegro.errors import (
+    AllegroUnavailableError,
+    AuthorizationEndedError,
+    AuthorizationPendingError,
+    InvalidClientError,
+    InvalidGrantError,
+    RateLimitedError,
+    RequestRejectedError,
+    SlowDownError,
+    from_oauth_answer,
+)
+from shared.allegro.http import Answer, exchange
 from shared.encryption import Secret
-from shared.errors import OrdersBackupError, PermanentError
 from shared.request_limits import Endpoint, RequestLimits
 from shared.settings import AllegroSettings
 
+__all__ = [
+    "AllegroOAuth",
+    "AuthorizationEndedError",
+    "AuthorizationPendingError",
+    "DeviceCode",
+    "InvalidClientError",
+    "InvalidGrantError",
+    "SlowDownError",
+    "TokenPair",
+]
+
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _DEFAULT_INTERVAL_SECONDS = 5
-_DEFAULT_BLOCK = timedelta(seconds=60)
+# Access tokens live 12 h (#1174); what an answer without `expires_in` is taken for.
+_DEFAULT_EXPIRY_SECONDS = 12 * 3600
+# A refresh runs under a row lock: however long API calls may take, it may not.
+_LONGEST_TIMEOUT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -45,163 +66,126 @@ class TokenPair:
     seller_id: str | None
 
 
-class AuthorizationPendingError(OrdersBackupError):
-    """The seller has not decided yet."""
-
-
-class SlowDownError(OrdersBackupError):
-    """Polled too fast: the interval grows by 5 s (RFC 8628, 3.5)."""
-
-
-class AuthorizationEndedError(PermanentError):
-    """The device flow is over without tokens; `reason` is machine-readable, the text is for a person."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class InvalidGrantError(PermanentError):
-    """The refresh token was not accepted; not always the last word (#3622, #9592)."""
-
-
-class InvalidClientError(PermanentError):
-    """ALLEGRO_CLIENT_ID or ALLEGRO_CLIENT_SECRET is wrong, or the application was deleted (#11371)."""
-
-
 class AllegroOAuth:
-    """Calls of the authorisation server."""
+    """Calls of the authorisation server; each waits for the limits itself."""
 
     def __init__(self, http: httpx.AsyncClient, settings: AllegroSettings, limits: RequestLimits) -> None:
         self._http = http
         self._url = settings.auth_url
+        self._timeout_seconds = min(settings.allegro_timeout_seconds, _LONGEST_TIMEOUT_SECONDS)
         self._client_id = settings.allegro_client_id
         self._basic = httpx.BasicAuth(settings.allegro_client_id, settings.allegro_client_secret.get_secret_value())
         self._limits = limits
 
     async def start_device_flow(self) -> DeviceCode:
-        """Ask for a device code; raises InvalidClientError and the errors of AllegroError."""
-        await self._limits.acquire(Endpoint.DEVICE, token_id=None, traffic="live")
+        """Ask for a device code; raises InvalidClientError, RateLimitedError, AllegroUnavailableError.
+
+        May wait as long as the limit of starts asks for (ALLEGRO_DEVICE_LIMIT_PER_MINUTE).
+        """
         body = await self._post(Endpoint.DEVICE, "/auth/oauth/device", {"client_id": self._client_id})
-        try:
-            return DeviceCode(
-                device_code=Secret(str(body["device_code"])),
-                user_code=str(body["user_code"]),
-                verification_uri=str(body["verification_uri"]),
-                verification_uri_complete=str(body.get("verification_uri_complete") or body["verification_uri"]),
-                # The documentation shows strings, the service sends numbers (#11017).
-                expires_in=int(body["expires_in"]),
-                interval=int(body.get("interval") or _DEFAULT_INTERVAL_SECONDS),
-            )
-        except (KeyError, ValueError) as error:
-            raise AllegroUnavailableError(f"device flow: the answer lacks {error}").at("device", 200) from error
+        return _device_code(body)
 
     async def poll_device_code(self, device_code: Secret) -> TokenPair:
         """Ask whether the seller has decided; the one successful answer must be stored before anything else.
 
-        Raises AuthorizationPendingError, SlowDownError, AuthorizationEndedError, InvalidClientError, AllegroError.
+        Raises AuthorizationPendingError, SlowDownError, AuthorizationEndedError, InvalidClientError, RateLimitedError,
+        AllegroUnavailableError (bot protection too: it is no refusal).
         """
-        await self.wait_for_allowance()
         try:
             body = await self._post(
                 Endpoint.TOKEN,
                 "/auth/oauth/token",
                 {"grant_type": _DEVICE_GRANT, "device_code": device_code.reveal()},
             )
-        except _RefusedError as refusal:
-            raise _poll_error(refusal) from None
+        except (InvalidGrantError, RequestRejectedError) as refusal:
+            raise _end_of(refusal) from None
         return _token_pair(body)
 
-    async def wait_for_allowance(self) -> None:
-        """Wait until a call of the token endpoint is allowed; apart from `refresh`, which runs under a lock."""
-        await self._limits.acquire(Endpoint.TOKEN, token_id=None, traffic="live")
-
     async def refresh(self, refresh_token: Secret) -> TokenPair:
-        """Exchange a refresh token, after `wait_for_allowance`; raises InvalidGrantError, InvalidClientError,
-        AllegroError.
+        """Exchange a refresh token.
+
+        Raises InvalidGrantError, InvalidClientError, RequestRejectedError, RateLimitedError, AllegroUnavailableError.
         """
-        try:
-            body = await self._post(
-                Endpoint.TOKEN,
-                "/auth/oauth/token",
-                {"grant_type": "refresh_token", "refresh_token": refresh_token.reveal()},
-            )
-        except _RefusedError as refusal:
-            raise InvalidGrantError(f"refresh refused: {refusal.code}") from None
+        body = await self._post(
+            Endpoint.TOKEN,
+            "/auth/oauth/token",
+            {"grant_type": "refresh_token", "refresh_token": refresh_token.reveal()},
+        )
         return _token_pair(body)
 
     async def _post(self, endpoint: Endpoint, path: str, form: dict[str, str]) -> dict[str, Any]:
-        started = time.perf_counter()
-        try:
-            response = await self._http.post(self._url + path, data=form, auth=self._basic)
-            body = response.content
-        except httpx.HTTPError as error:
-            metrics.requests.labels(endpoint.value, type(error).__name__).inc()
-            # `from None`: a driver's exception may hold the request, and the request holds the secret.
-            raise AllegroUnavailableError(f"no answer: {type(error).__name__}").at(endpoint.value) from None
-        metrics.request_seconds.labels(endpoint.value).observe(time.perf_counter() - started)
-        metrics.requests.labels(endpoint.value, str(response.status_code)).inc()
-        if response.status_code == httpx.codes.OK:
-            return _json_object(endpoint, body)
-        await self._raise(endpoint, response, body)
-        raise AssertionError("unreachable")
-
-    async def _raise(self, endpoint: Endpoint, response: httpx.Response, body: bytes) -> None:
-        code = _error_code(body)
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            raise InvalidClientError(f"ALLEGRO_CLIENT_ID / ALLEGRO_CLIENT_SECRET not accepted: {describe(body)}")
-        if response.status_code == httpx.codes.BAD_REQUEST and code is not None:
-            raise _RefusedError(code)
-        error = from_answer(
-            endpoint.value, response.status_code, body, trace_id=None, retry_after=retry_after(response.headers)
+        await self._limits.acquire(endpoint, token_id=None, traffic="live")
+        answer = await exchange(
+            self._http,
+            endpoint,
+            "POST",
+            self._url + path,
+            timeout_seconds=self._timeout_seconds,
+            data=form,
+            auth=self._basic,
         )
+        if answer.status != httpx.codes.OK:
+            await self._refuse(endpoint, answer)
+        return _json_object(endpoint, answer.body)
+
+    async def _refuse(self, endpoint: Endpoint, answer: Answer) -> NoReturn:
+        error = from_oauth_answer(endpoint.value, answer.status, answer.body, retry_after=answer.retry_after)
         if isinstance(error, RateLimitedError):
-            await self._limits.block(error.retry_after or _DEFAULT_BLOCK)
+            await self._limits.block(error.retry_after)
         raise error
 
 
-class _RefusedError(Exception):
-    """400 with an OAuth error code (RFC 6749, 5.2)."""
+def _end_of(refusal: InvalidGrantError | RequestRejectedError) -> AuthorizationEndedError:
+    """Any other refusal of a device code is final (#11373)."""
+    return AuthorizationEndedError(
+        "code_used",
+        "Allegro no longer knows this code: it has expired, or it was used and the answer was lost. Start again.",
+    ).at(refusal.endpoint, refusal.status)
 
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
 
-
-def _poll_error(refusal: _RefusedError) -> OrdersBackupError:
-    match refusal.code:
-        case "authorization_pending":
-            return AuthorizationPendingError(refusal.code)
-        case "slow_down":
-            return SlowDownError(refusal.code)
-        case "access_denied":
-            return AuthorizationEndedError("denied", "The seller refused access.")
-        case "expired_token":
-            return AuthorizationEndedError("expired", "The code expired before the seller decided. Start again.")
-        case "invalid_request" | "invalid_grant":
-            return AuthorizationEndedError(
-                "code_used",
-                "Allegro no longer knows this code: it has expired, or was used and its answer was lost. Start again.",
-            )
-        case _:
-            return AuthorizationEndedError(
-                "rejected", f"Allegro ended the authorisation ({refusal.code}). Start again."
-            )
+def _device_code(body: dict[str, Any]) -> DeviceCode:
+    try:
+        return DeviceCode(
+            device_code=Secret(str(body["device_code"])),
+            user_code=str(body["user_code"]),
+            verification_uri=str(body["verification_uri"]),
+            verification_uri_complete=str(body.get("verification_uri_complete") or body["verification_uri"]),
+            # The documentation shows strings, the service sends numbers (#11017).
+            expires_in=int(body["expires_in"]),
+            interval=int(body.get("interval") or _DEFAULT_INTERVAL_SECONDS),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        # `from None`: a ValueError quotes the value, and a value may be the code.
+        raise AllegroUnavailableError(f"device flow: unreadable answer ({type(error).__name__})").at(
+            Endpoint.DEVICE.value, 200
+        ) from None
 
 
 def _token_pair(body: dict[str, Any]) -> TokenPair:
-    try:
-        access, refresh = str(body["access_token"]), str(body["refresh_token"])
-        expires_in = int(body.get("expires_in") or 0)
-    except (KeyError, ValueError) as error:
-        raise AllegroUnavailableError(f"token endpoint: the answer lacks {error}").at("token", 200) from None
+    access, refresh = body.get("access_token"), body.get("refresh_token")
+    if not (isinstance(access, str) and access and isinstance(refresh, str) and refresh):
+        raise AllegroUnavailableError("the answer holds no pair of tokens").at(Endpoint.TOKEN.value, 200)
     claims = _claims(access)
-    scopes = str(body.get("scope") or "").split() or [str(scope) for scope in claims.get("scope") or ()]
-    # user_name is the seller's numeric id, not the login (#326, #9955).
-    seller = claims.get("user_name")
+    claimed = claims.get("scope")
+    scopes = str(body.get("scope") or "").split() or (list(map(str, claimed)) if isinstance(claimed, list) else [])
     return TokenPair(
-        Secret(access), Secret(refresh), expires_in, tuple(scopes), None if seller is None else str(seller)
+        Secret(access), Secret(refresh), _seconds(body.get("expires_in")), tuple(scopes), seller_of(Secret(access))
     )
+
+
+def seller_of(access_token: Secret) -> str | None:
+    """The seller's numeric id: the claim `user_name`, which is not the login (#326, #9955)."""
+    seller = _claims(access_token.reveal()).get("user_name")
+    return str(seller) if isinstance(seller, str | int) else None
+
+
+def _seconds(value: object) -> int:
+    """`expires_in`; a pair is too dear to be thrown away for a strange number."""
+    try:
+        seconds = int(value) if isinstance(value, int | float | str) else 0
+    except (ValueError, OverflowError):
+        seconds = 0
+    return seconds if 0 < seconds < 10**8 else _DEFAULT_EXPIRY_SECONDS
 
 
 def _claims(access_token: str) -> dict[str, Any]:
@@ -211,7 +195,7 @@ def _claims(access_token: str) -> dict[str, Any]:
         return {}
     try:
         claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, ValueError):
+    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, ValueError, RecursionError):
         return {}
     return claims if isinstance(claims, dict) else {}
 
@@ -224,18 +208,3 @@ def _json_object(endpoint: Endpoint, body: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise AllegroUnavailableError("the answer is no JSON object").at(endpoint.value, 200)
     return parsed
-
-
-def _error_code(body: bytes) -> str | None:
-    try:
-        parsed = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    code = parsed.get("error") if isinstance(parsed, dict) else None
-    return code if isinstance(code, str) else None
-
-
-def retry_after(headers: httpx.Headers) -> timedelta | None:
-    """The wait that an answer asks for; only the form in seconds (RFC 9110, 10.2.3) is of use to us."""
-    value = headers.get("Retry-After", "")
-    return timedelta(seconds=int(value)) if value.isascii() and value.isdigit() and len(value) < 7 else None
