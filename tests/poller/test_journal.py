@@ -1,0 +1,254 @@
+"""Turns against real rows: leased, fenced, and leaving nothing behind when there is nothing new (B1, G5, P1)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.poller.journal import JournalReader
+from services.poller.settings import PollerSettings
+from services.writer.batch import collect
+from services.writer.store import Store
+from shared.allegro.bodies import JournalEvent, journal_event
+from shared.allegro.client import JournalPage
+from shared.allegro.errors import AllegroUnavailableError
+from shared.clock import DatabaseClock, to_event_id
+from shared.database import database_now, open_pool
+from shared.kafka import OutgoingRecord
+from tests.builders import a_token, consumed
+
+pytestmark = pytest.mark.integration
+
+SETTINGS = PollerSettings.model_construct(
+    poller_concurrency=50,
+    poller_lease_seconds=60.0,
+    poller_max_pages=10,
+    poller_overlap_seconds=0.0,
+    poller_redelivery_seconds=30.0,
+    sync_tracked_event_types=frozenset(),
+    kafka_topic_prefix="",
+)
+
+
+def a_line(event_id: int, *, kind: str = "BOUGHT", order_id: str = "o-1") -> JournalEvent:
+    raw = (
+        b'{"id":"%d","type":"%b","occurredAt":"2026-10-10T12:00:00.000Z","order":{"checkoutForm":{"id":"%b","revision":"1"}}}'
+        % (event_id, kind.encode(), order_id.encode())
+    )
+    return journal_event(raw)
+
+
+class Allegro:
+    """A journal; `on_read` may do something while a page is on its way."""
+
+    def __init__(self, clock: DatabaseClock) -> None:
+        self._clock = clock
+        self.lines: list[JournalEvent] = []
+        self.reads: list[tuple[int, int]] = []
+        self.on_read: Callable[[], Any] = lambda: None
+        self.error: Exception | None = None
+
+    async def events(self, token_id: int, *, after: int, limit: int = 1000, traffic: str) -> JournalPage:
+        self.reads.append((token_id, after))
+        outcome = self.on_read()
+        if asyncio.iscoroutine(outcome):
+            await outcome
+        if self.error is not None:
+            raise self.error
+        found = [line for line in self.lines if line.event_id > after][:limit]
+        received_at: datetime = self._clock.now()
+        return JournalPage(tuple(found), received_at, timedelta(0))
+
+
+class Topic:
+    """Hands over to the writer's tables at once, or loses everything."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._store = Store(pool)
+        self.published = 0
+        self.losing = False
+
+    async def publish_all(self, _topic: str, records: Sequence[OutgoingRecord]) -> None:
+        self.published += len(records)
+        if not self.losing:
+            batch = collect([consumed(value) for _key, value, _headers in records], dead_letter_topic="dead")
+            await self._store.apply(batch)
+
+
+class World:
+    def __init__(self, pool: asyncpg.Pool, clock: DatabaseClock) -> None:
+        self.pool = pool
+        self.clock = clock
+        self.allegro = Allegro(clock)
+        self.topic = Topic(pool)
+        # The journal of these tests is young: an old cursor would start a listing.
+        self.base = to_event_id(clock.now())
+
+    def reader(self, owner: str = "one", **changes: Any) -> JournalReader:
+        return JournalReader(
+            self.pool,
+            self.allegro,  # type: ignore[arg-type]
+            self.topic,  # type: ignore[arg-type]
+            self.clock,
+            SETTINGS.model_copy(update=changes),
+            owner=owner,
+        )
+
+    async def due(self) -> None:
+        await self.pool.execute("UPDATE active_sync_schedules SET next_run = now() - interval '1 second'")
+
+    async def turn(self, owner: str = "one") -> None:
+        await self.due()
+        await self.reader(owner).turn()
+
+    async def cursor(self) -> int:
+        stored: int = await self.pool.fetchval("SELECT stored_event_id FROM journal_cursors")
+        return stored
+
+
+async def a_schedule(pool: asyncpg.Pool, token_id: int) -> None:
+    await pool.execute(
+        "INSERT INTO active_sync_schedules (user_token_id, user_id, interval_seconds, next_full_run)"
+        " SELECT id, user_id, 180, now() + interval '1 day' FROM user_tokens WHERE id = $1",
+        token_id,
+    )
+
+
+@pytest.fixture
+async def world(database_url: str) -> AsyncIterator[World]:
+    pool = await open_pool(database_url, service="test", max_size=8)
+    clock = DatabaseClock()
+    await clock.synchronise(lambda: database_now(pool))
+    await a_schedule(pool, await a_token(pool))
+    yield World(pool, clock)
+    await pool.close()
+
+
+async def test_new_events_are_published_stored_and_passed_by_the_cursor(world: World) -> None:
+    world.allegro.lines = [a_line(world.base + number) for number in range(1, 4)]
+
+    await world.turn()
+    await world.turn()
+
+    assert await world.cursor() == world.base + 3
+    assert await world.pool.fetchval("SELECT count(*) FROM order_events") == 3
+    assert world.topic.published == 3
+
+
+async def test_an_empty_turn_leaves_no_row_but_the_schedule(world: World) -> None:
+    await world.turn()
+
+    schedule = await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
+    assert await world.pool.fetchval("SELECT count(*) FROM sync_history") == 0
+    assert schedule["last_run"] == schedule["last_success"] is not None
+    assert schedule["next_run"] > world.clock.now()
+    assert schedule["lease_owner"] is None
+
+
+async def test_what_kafka_lost_is_published_again_without_an_operator(world: World) -> None:
+    world.allegro.lines = [a_line(world.base + 1), a_line(world.base + 2)]
+    world.topic.losing = True
+    await world.turn()
+    await world.turn()
+    while_in_flight = world.topic.published
+    world.topic.losing = False
+    await world.pool.execute("UPDATE journal_cursors SET published_at = now() - interval '31 seconds'")
+
+    await world.turn()
+
+    assert while_in_flight == 2
+    assert await world.cursor() == world.base + 2
+    assert await world.pool.fetchval("SELECT rewinds FROM journal_cursors") >= 0
+
+
+async def test_two_replicas_never_read_one_journal_at_the_same_time(world: World) -> None:
+    inside = 0
+    most = 0
+
+    async def count() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        await world.pool.fetchval("SELECT pg_sleep(0.01)")
+        inside -= 1
+
+    world.allegro.on_read = count
+    await world.due()
+    await asyncio.gather(*(world.reader(f"replica-{number}").turn() for number in range(6)))
+
+    assert most == 1
+    assert len(world.allegro.reads) == 1
+
+
+async def test_a_replica_that_lost_its_lease_changes_nothing_when_it_comes_back(world: World) -> None:
+    async def while_paused() -> None:
+        world.allegro.on_read = lambda: None
+        await world.pool.execute("UPDATE active_sync_schedules SET lease_until = now() - interval '1 second'")
+        await world.reader("another").turn()
+        await world.pool.execute("UPDATE active_sync_schedules SET next_run = 'infinity'")
+
+    world.allegro.lines = [a_line(world.base + 1)]
+    world.allegro.on_read = while_paused
+
+    await world.turn("paused")
+
+    assert await world.pool.fetchval("SELECT next_run = 'infinity' FROM active_sync_schedules")
+    assert await world.pool.fetchval("SELECT count(*) FROM order_events") == 1
+
+
+async def test_a_replica_that_ends_gives_back_what_it_claimed(world: World) -> None:
+    started = asyncio.Event()
+
+    async def hang() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    world.allegro.on_read = hang
+    await world.due()
+    reader = world.reader("ending")
+    task = asyncio.create_task(reader.turn())
+    await started.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await reader.release()
+    world.allegro.on_read = lambda: None
+
+    await world.reader("another").turn()
+
+    assert len(world.allegro.reads) == 2
+
+
+async def test_a_failing_journal_is_tried_again_later_and_says_why(world: World) -> None:
+    world.allegro.error = AllegroUnavailableError("503: maintenance")
+
+    await world.turn()
+
+    schedule = await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
+    assert "maintenance" in schedule["last_error"]
+    assert (schedule["consecutive_failures"], schedule["last_success"]) == (1, None)
+    assert schedule["next_run"] > world.clock.now() + timedelta(seconds=180)
+
+
+async def test_events_of_the_initial_load_are_stored_without_a_look(world: World) -> None:
+    await world.pool.execute("UPDATE journal_cursors SET covered_event_id = $1", world.base + 1)
+    world.allegro.lines = [a_line(world.base + 1, order_id="old"), a_line(world.base + 2, order_id="new")]
+
+    await world.turn()
+
+    owed = await world.pool.fetch("SELECT allegro_order_id FROM pending_fetches")
+    assert [row["allegro_order_id"] for row in owed] == ["new"]
+
+
+async def test_a_cursor_older_than_the_journal_starts_a_full_listing_once(world: World) -> None:
+    old = to_event_id(world.clock.now() - timedelta(days=61))
+    await world.pool.execute("UPDATE journal_cursors SET stored_event_id = $1", old)
+
+    await world.turn()
+    await world.turn()
+
+    tasks = await world.pool.fetch("SELECT kind, status, requested_by FROM task_history")
+    assert [tuple(task) for task in tasks] == [("full", "queued", "the journal cursor is older than the journal")]
