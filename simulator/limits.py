@@ -10,6 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from simulator.clock import SECOND_US, Clock
+from simulator.settings import Settings
 
 Endpoint = Literal["events", "event_stats", "list", "detail", "me", "device", "token"]
 ENDPOINTS: Final[tuple[Endpoint, ...]] = ("events", "event_stats", "list", "detail", "me", "device", "token")
@@ -17,15 +18,16 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = ("events", "event_stats", "list", "deta
 # The window slides in steps of a sixtieth of a minute.
 _STEPS: Final = 60
 # The only text that anybody has reported (#11152); the body around it is not known.
+_TEXT: Final = "Przekroczono liczbę dozwolonej ilości zapytań na aplikację. Spróbuj ponownie za chwilę."
 _BODY: Final = msgspec.json.encode(
     {
         "errors": [
             {
                 "code": "TooManyRequests",
-                "message": "Przekroczono liczbę dozwolonej ilości zapytań na aplikację. Spróbuj ponownie za chwilę.",
+                "message": _TEXT,
                 "details": None,
                 "path": None,
-                "userMessage": "Przekroczono liczbę dozwolonej ilości zapytań na aplikację. Spróbuj ponownie za chwilę.",
+                "userMessage": _TEXT,
                 "metadata": {},
             }
         ]
@@ -33,7 +35,7 @@ _BODY: Final = msgspec.json.encode(
 )
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class PerMinute(msgspec.Struct, frozen=True, kw_only=True):
     """Requests a minute. The client's limit covers all its sellers and all API endpoints; the others are per token."""
 
     client: int = 9000
@@ -45,9 +47,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Per client: these have no token.
     device: int = 0
     token: int = 0
-    block_minutes: float = 1.0
-    retry_after: bool = False
-    time_scale: float = 1.0
+
+
+def per_minute(settings: Settings) -> PerMinute:
+    """The limits that the flags ask for."""
+    return PerMinute(
+        client=settings.client_limit,
+        events=settings.events_limit,
+        list=settings.list_limit,
+        detail=settings.detail_limit,
+        device=settings.device_limit,
+    )
 
 
 class TooManyRequestsError(Exception):
@@ -96,21 +106,22 @@ class Limits:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._clock = clock
+        self._minute_us = round(settings.limit_minute_seconds * SECOND_US)
+        self._tells_retry_after = settings.retry_after
         self.blocks = 0
-        self.change(settings)
+        self.change(per_minute(settings))
 
     @property
-    def settings(self) -> Settings:
-        return self._settings
+    def per_minute(self) -> PerMinute:
+        return self._per_minute
 
-    def change(self, settings: Settings) -> None:
+    def change(self, limits: PerMinute) -> None:
         """New limits, from a clean slate."""
-        self._settings = settings
-        self._minute_us = round(60 * SECOND_US / settings.time_scale)
+        self._per_minute = limits
         self._clients: dict[str, Window] = {}
         self._endpoints: dict[tuple[str, Endpoint], Window] = {}
         self._blocked_until_us: dict[str, int] = {}
-        self._endpoint_limits: dict[Endpoint, int] = {endpoint: getattr(settings, endpoint) for endpoint in ENDPOINTS}
+        self._endpoint_limits: dict[Endpoint, int] = {endpoint: getattr(limits, endpoint) for endpoint in ENDPOINTS}
 
     def check(self, client: str, caller: str, endpoint: Endpoint) -> None:
         """Count one request; `caller` is the token's seller, or the client where there is none.
@@ -118,7 +129,7 @@ class Limits:
         Raises TooManyRequestsError.
         """
         now_us = self._clock.now_us()
-        if self._settings.client and endpoint not in ("device", "token"):
+        if self._per_minute.client and endpoint not in ("device", "token"):
             self._check_client(client, now_us)
         limit = self._endpoint_limits[endpoint]
         if limit:
@@ -139,16 +150,23 @@ class Limits:
         if window is None:
             window = self._clients[client] = Window(self._minute_us)
         window.slide(now_us)
-        if window.total >= self._settings.client:
+        if window.total >= self._per_minute.client:
             self.blocks += 1
             del self._clients[client]
             self._block(client, now_us)
         window.add(now_us)
 
     def _block(self, client: str, now_us: int) -> None:
-        until_us = now_us + round(self._settings.block_minutes * self._minute_us)
+        until_us = now_us + self._minute_us
         self._blocked_until_us[client] = until_us
         raise TooManyRequestsError("client", self._retry_after(until_us, now_us))
 
+    def remaining(self, client: str) -> int | None:
+        """What `X-RateLimit-Remaining` said until about 2020; None without a limit."""
+        if not self._per_minute.client:
+            return None
+        window = self._clients.get(client)
+        return max(self._per_minute.client - (window.total if window else 0), 0)
+
     def _retry_after(self, until_us: int, now_us: int) -> int | None:
-        return max(ceil((until_us - now_us) / SECOND_US), 1) if self._settings.retry_after else None
+        return max(ceil((until_us - now_us) / SECOND_US), 1) if self._tells_retry_after else None

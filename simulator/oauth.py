@@ -14,18 +14,27 @@ import msgspec
 from simulator.clock import SECOND_US, Clock
 from simulator.dice import Dice
 from simulator.identity import seller_id
+from simulator.settings import Settings
 
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 REFRESH_GRANT: Final = "refresh_token"
 ORDERS_SCOPE: Final = "allegro:api:orders:read"
 PROFILE_SCOPE: Final = "allegro:api:profile:read"
-# WWW logins and token pairs together; the 21st session kills the oldest (#11815).
-MAX_SESSIONS: Final = 20
 
+_SCOPES: Final = (
+    ORDERS_SCOPE, "allegro:api:orders:write", PROFILE_SCOPE, "allegro:api:sale:offers:read",
+)  # fmt: skip
+# As many as an application that registered everything has: its tokens are longer than 1 kB (#3015).
+_MANY_SCOPES: Final = (
+    *_SCOPES, "allegro:api:sale:offers:write", "allegro:api:billing:read", "allegro:api:disputes",
+    "allegro:api:ads:write", "allegro:api:sale:settings:write", "allegro:api:sale:settings:read",
+    "allegro:api:ads:read", "allegro:api:fulfillment:read", "allegro:api:profile:write",
+    "allegro:api:fulfillment:write", "allegro:api:campaigns", "allegro:api:affiliate:write", "allegro:api:bids",
+    "allegro:api:shipments:write", "allegro:api:ads", "allegro:api:payments:write", "allegro:api:ratings",
+    "allegro:api:affiliate:read", "allegro:api:payments:read", "allegro:api:shipments:read", "allegro:api:messaging",
+)  # fmt: skip
 _CODE_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 _DEVICE_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-# Refresh tokens live three months, renewed by each refresh (#8321).
-_REFRESH_SECONDS: Final = 90 * 86_400
 # Polls come a little early now and then; only clear haste is told to slow down.
 _EARLY_POLL_SHARE: Final = 0.8
 
@@ -33,22 +42,6 @@ Decision = Literal["accept", "deny"]
 # What a refresh does after the seller has un-linked the application: Allegro says it fails, users saw it succeed with
 # an access token that is of no use (#13133, #1549).
 UnlinkMode = Literal["refresh_fails", "useless_tokens"]
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Lifetimes in seconds; `client_secret` None accepts any."""
-
-    client_id: str | None = None
-    client_secret: str | None = None
-    access_token_seconds: int = 43_200
-    grace_seconds: float = 60.0
-    device_code_seconds: int = 3600
-    device_interval_seconds: int = 5
-    old_access_token_dies: bool = False
-    unlink_mode: UnlinkMode = "useless_tokens"
-    scopes: tuple[str, ...] = (
-        ORDERS_SCOPE, "allegro:api:orders:write", PROFILE_SCOPE, "allegro:api:sale:offers:read",
-    )  # fmt: skip
 
 
 class OAuthError(Exception):
@@ -87,8 +80,8 @@ class Session(msgspec.Struct, kw_only=True):
     client_id: str
     scopes: tuple[str, ...]
     ended: bool = False
-    # Un-linked: the session's tokens are of no use, refreshed or not.
-    unlinked: bool = False
+    # The seller removed the application: no access token of the session is of use any more.
+    unlinked: UnlinkMode | None = None
 
 
 class AccessToken(msgspec.Struct, kw_only=True):
@@ -127,15 +120,16 @@ class Memory(msgspec.Struct):
 
 
 class AuthorizationServer:
-    """Issues and checks tokens for sellers 0 … `sellers` - 1."""
+    """Issues and checks tokens for all sellers of the settings."""
 
-    def __init__(self, seed: int, sellers: int, settings: Settings, clock: Clock, issuer: str) -> None:
-        self.settings = settings
-        self.issuer = issuer
-        self._sellers = sellers
+    def __init__(self, settings: Settings, clock: Clock, issuer: str) -> None:
+        self._settings = settings
+        self._issuer = issuer
         self._clock = clock
         self._memory = Memory()
-        self._dice = Dice(seed, "oauth")
+        self._clients = dict(client.split(":", 1) for client in settings.client)
+        self._scopes = _MANY_SCOPES if settings.long_tokens else _SCOPES
+        self._dice = Dice(settings.seed, "oauth")
         self._key = self._dice.roll(0)
 
     # -- the application -----------------------------------------------------------------------------------------
@@ -147,14 +141,9 @@ class AuthorizationServer:
             client, separator, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             client = separator = secret = ""
-        wanted_id, wanted_secret = self.settings.client_id, self.settings.client_secret
-        accepted = (
-            scheme.lower() == "basic"
-            and separator
-            and client
-            and (wanted_id is None or client == wanted_id)
-            and (wanted_secret is None or secret == wanted_secret)
-        )
+        accepted = scheme.lower() == "basic" and separator and client
+        if self._clients:
+            accepted = accepted and self._clients.get(client) == secret
         if not accepted:
             raise OAuthError(401, "invalid_client", "Client authentication failed")
         return client
@@ -167,8 +156,8 @@ class AuthorizationServer:
             device_code=self._name(_DEVICE_LETTERS, 32),
             user_code=self._name(_CODE_LETTERS, 9),
             client_id=client_id,
-            scopes=tuple(scope.split()) if scope else self.settings.scopes,
-            expires_us=now_us + self.settings.device_code_seconds * SECOND_US,
+            scopes=tuple(scope.split()) if scope else self._scopes,
+            expires_us=now_us + round(self._settings.device_lifetime * SECOND_US),
         )
         self._memory.device_codes[code.device_code] = code
         return code
@@ -191,8 +180,8 @@ class AuthorizationServer:
         if code is None:
             return None
         if seller is None:
-            seller = self._memory.consents % self._sellers
-        if not 0 <= seller < self._sellers:
+            seller = self._memory.consents % self._settings.sellers
+        if not 0 <= seller < self._settings.sellers:
             raise ValueError(f"there is no seller {seller_id(seller)}")
         self._memory.consents += 1
         code.decision, code.seller = decision, seller
@@ -206,7 +195,7 @@ class AuthorizationServer:
             raise OAuthError(400, "invalid_request", "Invalid device code")
         if code.decision is None:
             before_us, code.polled_us = code.polled_us, now_us
-            interval_us = self.settings.device_interval_seconds * SECOND_US * _EARLY_POLL_SHARE
+            interval_us = self._settings.device_interval * SECOND_US * _EARLY_POLL_SHARE
             if before_us is not None and now_us - before_us < interval_us:
                 raise OAuthError(400, "slow_down", "Polling too frequently.")
             raise OAuthError(400, "authorization_pending", "User has not authorized the device code yet.")
@@ -222,14 +211,16 @@ class AuthorizationServer:
         return self._issue(session, now_us)
 
     def _end_oldest_sessions(self, seller: int) -> None:
+        """The 21st session kills the oldest (#11815)."""
         alive = [one for one in self._memory.sessions.values() if one.seller == seller and not one.ended]
-        for session in alive[:-MAX_SESSIONS]:
+        limit = self._settings.session_limit
+        for session in alive[:-limit] if limit else []:
             session.ended = True
 
     # -- tokens --------------------------------------------------------------------------------------------------
 
     def refresh(self, client_id: str, refresh_token: str) -> TokenPair:
-        """A new pair; the spent token works for `grace_seconds` more (#4136). Raises OAuthError 400."""
+        """A new pair; the spent token works for `refresh_grace` seconds more (#4136). Raises OAuthError 400."""
         now_us = self._clock.now_us()
         token = self._memory.refresh_tokens.get(refresh_token)
         session = None if token is None else self._memory.sessions[token.session]
@@ -237,7 +228,7 @@ class AuthorizationServer:
             raise self.invalid_grant(refresh_token)
         if token.first_used_us is None:
             token.first_used_us = now_us
-        if self.settings.old_access_token_dies:
+        if self._settings.old_access_dies:
             self._expire_session(session.id)
         seller = seller_id(session.seller)
         self._memory.refreshes[seller] = self._memory.refreshes.get(seller, 0) + 1
@@ -246,9 +237,9 @@ class AuthorizationServer:
     def _is_refreshable(self, token: RefreshToken, session: Session, client_id: str, now_us: int) -> bool:
         if session.ended or session.client_id != client_id or token.expires_us <= now_us:
             return False
-        if session.unlinked and self.settings.unlink_mode == "refresh_fails":
+        if session.unlinked == "refresh_fails":
             return False
-        grace_us = self.settings.grace_seconds * SECOND_US
+        grace_us = self._settings.refresh_grace * SECOND_US
         return token.first_used_us is None or now_us - token.first_used_us < grace_us
 
     @staticmethod
@@ -315,11 +306,11 @@ class AuthorizationServer:
             session.ended = True
         return len(alive)
 
-    def unlink(self, seller: int) -> int:
-        """The seller removes the application; what a refresh does then says `unlink_mode`."""
+    def unlink(self, seller: int, mode: UnlinkMode) -> int:
+        """The seller removes the application; `mode` says what a refresh does then."""
         alive = [one for one in self._memory.sessions.values() if one.seller == seller and not one.ended]
         for session in alive:
-            session.unlinked = True
+            session.unlinked = mode
         return len(alive)
 
     # -- making tokens -------------------------------------------------------------------------------------------
@@ -328,14 +319,14 @@ class AuthorizationServer:
         self._forget_expired(now_us)
         self._memory.issued += 1
         jti = self._jti()
-        seconds = self.settings.access_token_seconds
-        expires_us = now_us + seconds * SECOND_US
-        refresh_expires_us = now_us + _REFRESH_SECONDS * SECOND_US
+        seconds = self._settings.token_lifetime
+        expires_us = now_us + round(seconds * SECOND_US)
+        refresh_expires_us = now_us + round(self._settings.refresh_lifetime * SECOND_US)
         claims = {
             "user_name": seller_id(session.seller),
             "scope": session.scopes,
             "allegro_api": True,
-            "iss": self.issuer,
+            "iss": self._issuer,
             "exp": expires_us // SECOND_US,
             "jti": jti,
             "client_id": session.client_id,
@@ -344,15 +335,14 @@ class AuthorizationServer:
         refresh = self._sign({**claims, "ati": jti, "jti": self._jti(), "exp": refresh_expires_us // SECOND_US})
         self._memory.access_tokens[access] = AccessToken(session=session.id, expires_us=expires_us)
         self._memory.refresh_tokens[refresh] = RefreshToken(session=session.id, expires_us=refresh_expires_us)
-        # Real answers say 43199 for twelve hours.
-        return TokenPair(access, refresh, " ".join(session.scopes), self.issuer, "bearer", max(seconds - 1, 1), jti)
+        return TokenPair(access, refresh, " ".join(session.scopes), self._issuer, "bearer", max(int(seconds), 1), jti)
 
     def _forget_expired(self, now_us: int) -> None:
         """Tokens expire in the order of their making, save those that were expired by hand; these go later."""
         tokens = self._memory.access_tokens
         for token in [token for token, found in list(tokens.items())[:8] if found.expires_us <= now_us]:
             del tokens[token]
-        grace_us = int(self.settings.grace_seconds * SECOND_US)
+        grace_us = int(self._settings.refresh_grace * SECOND_US)
         spent = self._memory.refresh_tokens
         for name, found in list(spent.items())[:8]:
             used_us = found.first_used_us
