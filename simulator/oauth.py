@@ -141,7 +141,7 @@ class AuthorizationServer:
             client, separator, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             client = separator = secret = ""
-        accepted = scheme.lower() == "basic" and separator and client
+        accepted = bool(scheme.lower() == "basic" and separator and client)
         if self._clients:
             accepted = accepted and self._clients.get(client) == secret
         if not accepted:
