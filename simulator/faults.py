@@ -108,7 +108,7 @@ class Faults:
         The dice of a fault begin anew with its rule: equal rules and equal calls give equal faults.
         """
         if not isinstance(document, dict):
-            raise ValueError("the faults have to be an object")  # noqa: TRY004 - the caller answers 422 to ValueError
+            raise ValueError("the faults have to be an object")
         rules = {_name(name): _rule(name, value) for name, value in document.items()}
         if not keep:
             self._rules, self._left = {}, {}
