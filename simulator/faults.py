@@ -80,7 +80,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     endpoints: tuple[Endpoint, ...] = ()
     # Numeric seller ids; none: all.
     sellers: tuple[str, ...] = ()
-    seconds: float = 5.0
+    # In seconds; which seconds, `CATALOGUE` tells.
+    amount: float = msgspec.field(default=5.0, name="seconds")
     status: Literal[500, 502, 503, 504] | None = None
     body: Literal["json", "html", "text"] | None = None
     retry_after: int | None = None
@@ -133,7 +134,7 @@ class Faults:
         """The rule of a fault, whatever its rate."""
         return self._rules.get(name)
 
-    def strike(self, name: Name, endpoint: Endpoint | None = None, seller: str | None = None) -> Rule | None:
+    def strikes(self, name: Name, endpoint: Endpoint | None = None, seller: str | None = None) -> Rule | None:
         """Whether this fault happens to this call; its rule if so. Each call rolls the fault's dice once."""
         rule = self._rules.get(name)
         if rule is None or not _concerns(rule, name, endpoint, seller) or self._left.get(name) == 0:
@@ -142,8 +143,8 @@ class Faults:
             return None
         return self._note(name, rule)
 
-    def strike_key(self, name: Name, key: int, seller: str | None = None) -> Rule | None:
-        """As `strike`, but the same key is always hit or always spared, whenever and however often it is asked for."""
+    def strikes_key(self, name: Name, key: int, seller: str | None = None) -> Rule | None:
+        """As `strikes`, but the same key is always hit or always spared, whenever and however often it is asked for."""
         rule = self._rules.get(name)
         if rule is None or not _concerns(rule, name, None, seller) or self._keyed[name].fraction(key) >= rule.rate:
             return None
