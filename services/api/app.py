@@ -5,14 +5,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import httpx
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from prometheus_client import make_asgi_app
 
 from services.api import problems
 from services.api.context import Resources
 from services.api.endpoints import authorizations, health, orders, sync, tokens
-from services.api.middleware import BodyTooLargeError, RequestFrame
+from services.api.middleware import RequestFrame
 from services.api.settings import ApiSettings
 from shared.allegro.connection import connect
 from shared.database import close_pool, wait_for_pool
@@ -61,7 +61,6 @@ def build_app(settings: ApiSettings, *, transport: httpx.AsyncBaseTransport | No
         app.include_router(router, prefix=PREFIX)
     _add_health_routes(app, state)
     problems.install(app)
-    app.add_exception_handler(BodyTooLargeError, _on_large_body)
     app.add_middleware(RequestFrame)
     return app
 
@@ -78,7 +77,3 @@ def _add_health_routes(app: FastAPI, state: Health) -> None:
         return JSONResponse({"wrong": report.wrong}, 200 if report.good else 503)
 
     app.mount("/metrics", make_asgi_app())
-
-
-async def _on_large_body(_request: Request, _error: Exception) -> JSONResponse:
-    return problems.answer(413, "too-large", "The body is too large", "At most 1 MiB is accepted.")

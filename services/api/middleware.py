@@ -8,10 +8,12 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
 from prometheus_client import Counter, Histogram
+from starlette.exceptions import HTTPException
 
 from shared.logs import correlated
 
@@ -87,10 +89,6 @@ class RequestFrame:
             )
 
 
-class BodyTooLargeError(Exception):
-    """The client sends more than any of our endpoints takes."""
-
-
 def _limited(receive: Receive) -> Receive:
     received = 0
 
@@ -99,7 +97,7 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > _MAX_BODY_BYTES:
-            raise BodyTooLargeError
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         return message
 
     return receive_limited
