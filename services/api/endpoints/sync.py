@@ -35,6 +35,14 @@ SELECT s.user_id, s.user_token_id AS token_id, s.interval_seconds, s.status, s.l
   FROM active_sync_schedules s
 """
 
+_SET_SCHEDULE = """
+UPDATE active_sync_schedules
+   SET status = $2, next_run = now(), interval_seconds = coalesce($3, interval_seconds)
+ WHERE user_id = $1
+RETURNING user_id, user_token_id AS token_id, interval_seconds, status, last_run, last_success, next_run,
+          next_full_run, last_error
+"""
+
 
 class ManualSync(BaseModel):
     """What to do: list a time frame, list everything, read the journal again, or fetch certain orders."""
@@ -265,14 +273,7 @@ async def sync_history(
 
 
 async def _set_schedule(context: Context, user_id: str, status: str, interval: int | None) -> Schedule:
-    row = await context.pool.fetchrow(
-        "WITH s AS (UPDATE active_sync_schedules SET status = $2, next_run = now(),"
-        "            interval_seconds = coalesce($3, interval_seconds) WHERE user_id = $1 RETURNING *)"
-        + _SCHEDULE.replace("FROM active_sync_schedules s", "FROM s"),
-        user_id,
-        status,
-        interval,
-    )
+    row = await context.pool.fetchrow(_SET_SCHEDULE, user_id, status, interval)
     if row is None:
         raise UnknownUserError(user_id)
     return Schedule(**row)
