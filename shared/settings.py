@@ -29,7 +29,7 @@ class Group(BaseSettings):
 
 class DatabaseSettings(Group):
     database_url: SecretStr = Field(description="postgresql://user:password@host:port/database")
-    database_pool_size: int = Field(default=10, ge=2, le=200, description="connections per process")
+    database_pool_size: int = Field(default=10, ge=4, le=200, description="connections per process")
 
     @field_validator("database_url")
     @classmethod

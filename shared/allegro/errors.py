@@ -107,6 +107,10 @@ class AuthorizationEndedError(AllegroError, PermanentError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message
 
 
 def from_answer(
