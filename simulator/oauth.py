@@ -1,388 +1,307 @@
-"""Who may do what: device codes, consent, tokens. No HTTP; errors are the bodies that Allegro answers with.
+"""The authorisation server: device codes, consent, rotating tokens (sections 1 and 2). No HTTP here.
 
-Rules and texts: allegro-api.md, sections 1 and 2. State is held in records that `dump` and `load` carry over a restart.
+Tokens are shaped like Allegro's JWTs and carry the same claims; they are looked up, not verified, and the part where
+the signature would be is noise.
 """
 
 import base64
 import binascii
-import hmac
-from hashlib import blake2b
-from typing import Any, Final, Literal
+from collections.abc import Callable
+from hashlib import blake2b, shake_256
+from itertools import count
+from typing import Final
 
 import msgspec
 
-from simulator.clock import SECOND_US, Clock
-from simulator.dice import Dice
-from simulator.identity import seller_id
+from simulator.clock import SECOND_US
 from simulator.settings import Settings
 
-DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
-REFRESH_GRANT: Final = "refresh_token"
-ORDERS_SCOPE: Final = "allegro:api:orders:read"
-PROFILE_SCOPE: Final = "allegro:api:profile:read"
-
-_SCOPES: Final = (
-    ORDERS_SCOPE, "allegro:api:orders:write", PROFILE_SCOPE, "allegro:api:sale:offers:read",
+_ORDERS_SCOPES: Final = "allegro:api:orders:read allegro:api:profile:read"
+_ALL_SCOPES: Final = " ".join(
+    f"allegro:api:{name}"
+    for name in (
+        "sale:offers:read", "sale:offers:write", "sale:settings:read", "sale:settings:write", "orders:read",
+        "orders:write", "profile:read", "profile:write", "payments:read", "payments:write", "shipments:read",
+        "shipments:write", "fulfillment:read", "fulfillment:write", "affiliate:read", "affiliate:write", "billing:read",
+        "disputes", "campaigns", "bids", "ads", "ads:read", "ads:write", "ratings", "messaging",
+    )
 )  # fmt: skip
-# As many as an application that registered everything has: its tokens are longer than 1 kB (#3015).
-_MANY_SCOPES: Final = (
-    *_SCOPES, "allegro:api:sale:offers:write", "allegro:api:billing:read", "allegro:api:disputes",
-    "allegro:api:ads:write", "allegro:api:sale:settings:write", "allegro:api:sale:settings:read",
-    "allegro:api:ads:read", "allegro:api:fulfillment:read", "allegro:api:profile:write",
-    "allegro:api:fulfillment:write", "allegro:api:campaigns", "allegro:api:affiliate:write", "allegro:api:bids",
-    "allegro:api:shipments:write", "allegro:api:ads", "allegro:api:payments:write", "allegro:api:ratings",
-    "allegro:api:affiliate:read", "allegro:api:payments:read", "allegro:api:shipments:read", "allegro:api:messaging",
-)  # fmt: skip
-_CODE_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"
-_DEVICE_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-# Polls come a little early now and then; only clear haste is told to slow down.
-_EARLY_POLL_SHARE: Final = 0.8
-
-Decision = Literal["accept", "deny"]
-# What a refresh does after the seller has un-linked the application: Allegro says it fails, users saw it succeed with
-# an access token that is of no use (#13133, #1549).
-UnlinkMode = Literal["refresh_fails", "useless_tokens"]
 
 
 class OAuthError(Exception):
-    """An answer of the form `{"error", "error_description"}`."""
+    """An answer with status 400."""
 
-    def __init__(self, status: int, error: str, description: str) -> None:
-        super().__init__(f"{status} {error}: {description}")
-        self.status = status
+    def __init__(self, error: str, description: str) -> None:
+        super().__init__(error)
         self.error = error
         self.description = description
 
-    @property
-    def body(self) -> bytes:
-        return msgspec.json.encode({"error": self.error, "error_description": self.description})
 
-
-class DeviceCode(msgspec.Struct, kw_only=True):
-    """A started device flow."""
+class Device(msgspec.Struct, tag="device", array_like=True):
+    """A device code; `decision` is what the seller said."""
 
     device_code: str
     user_code: str
     client_id: str
-    scopes: tuple[str, ...]
-    expires_us: int
-    polled_us: int | None = None
-    decision: Decision | None = None
+    started_us: int
+    decision: str = "pending"
     seller: int | None = None
     used: bool = False
+    last_poll_us: int = 0
 
 
-class Session(msgspec.Struct, kw_only=True):
-    """What one consent opened: every pair of tokens belongs to one."""
+class Session(msgspec.Struct, tag="session", array_like=True):
+    """One consent of a seller and all tokens that came of it."""
 
-    id: str
+    number: int
     seller: int
     client_id: str
-    scopes: tuple[str, ...]
-    ended: bool = False
-    # The seller removed the application: no access token of the session is of use any more.
-    unlinked: UnlinkMode | None = None
+    started_us: int
+    alive: bool = True
+    # The seller un-linked the app, yet refreshing seems to work (#13133).
+    useless: bool = False
 
 
-class AccessToken(msgspec.Struct, kw_only=True):
-    session: str
-    expires_us: int
+class Pair(msgspec.Struct, tag="pair", array_like=True):
+    """Tokens that were issued together; `spent_us` is when the refresh token was first used."""
+
+    session: int
+    access: str
+    refresh: str
+    issued_us: int
+    spent_us: int | None = None
+    access_alive: bool = True
 
 
-class RefreshToken(msgspec.Struct, kw_only=True):
-    session: str
-    expires_us: int
-    first_used_us: int | None = None
+Record = Device | Session | Pair
 
 
-class TokenPair(msgspec.Struct, frozen=True):
-    """The answer to a successful token request; the fields in Allegro's order."""
-
-    access_token: str
-    refresh_token: str
-    scope: str
-    iss: str
-    token_type: str
-    expires_in: int
-    jti: str
-
-
-class Memory(msgspec.Struct):
-    """All state of the authorisation server."""
-
-    issued: int = 0
-    device_codes: dict[str, DeviceCode] = {}
-    sessions: dict[str, Session] = {}
-    access_tokens: dict[str, AccessToken] = {}
-    refresh_tokens: dict[str, RefreshToken] = {}
-    refreshes: dict[str, int] = {}
-    consents: int = 0
-
-
-class AuthorizationServer:
-    """Issues and checks tokens for all sellers of the settings."""
-
-    def __init__(self, settings: Settings, clock: Clock, issuer: str) -> None:
+class OAuth:
+    def __init__(self, settings: Settings, now_us: Callable[[], int]) -> None:
         self._settings = settings
-        self._issuer = issuer
-        self._clock = clock
-        self._memory = Memory()
-        self._clients = dict(client.split(":", 1) for client in settings.client)
-        self._scopes = _MANY_SCOPES if settings.long_tokens else _SCOPES
-        self._dice = Dice(settings.seed, "oauth")
-        self._key = self._dice.roll(0)
+        self._now_us = now_us
+        self._clients = dict(pair.split(":", 1) for pair in settings.client)
+        self._numbers = count(1)
+        # Codes and tokens must differ between starts, or a restarted server would take an old token for a new one.
+        self._noise = f"{settings.seed} {now_us()}"
+        self.devices: dict[str, Device] = {}
+        self.user_codes: dict[str, Device] = {}
+        self.sessions: dict[int, Session] = {}
+        self._by_access: dict[str, Pair] = {}
+        self._by_refresh: dict[str, Pair] = {}
+        self.listeners: list[Callable[[Record], None]] = []
+        self.tokens_issued = 0
+        self.refreshes: dict[int, int] = {}
 
-    # -- the application -----------------------------------------------------------------------------------------
+    # Clients
 
-    def check_client(self, authorization: str | None) -> str:
-        """The client id of a Basic header; raises OAuthError 401 (`invalid_client`)."""
-        scheme, _, encoded = (authorization or "").partition(" ")
-        try:
-            client, separator, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            client = separator = secret = ""
-        accepted = bool(scheme.lower() == "basic" and separator and client)
-        if self._clients:
-            accepted = accepted and self._clients.get(client) == secret
-        if not accepted:
-            raise OAuthError(401, "invalid_client", "Client authentication failed")
-        return client
-
-    # -- device flow ---------------------------------------------------------------------------------------------
-
-    def start_device_flow(self, client_id: str, scope: str | None) -> DeviceCode:
-        now_us = self._clock.now_us()
-        code = DeviceCode(
-            device_code=self._name(_DEVICE_LETTERS, 32),
-            user_code=self._name(_CODE_LETTERS, 9),
-            client_id=client_id,
-            scopes=tuple(scope.split()) if scope else self._scopes,
-            expires_us=now_us + round(self._settings.device_lifetime * SECOND_US),
-        )
-        self._memory.device_codes[code.device_code] = code
-        return code
-
-    def waiting(self) -> list[DeviceCode]:
-        """Device codes that wait for a seller's decision, oldest first."""
-        now_us = self._clock.now_us()
-        return [
-            code
-            for code in self._memory.device_codes.values()
-            if code.decision is None and not code.used and code.expires_us > now_us
-        ]
-
-    def decide(self, user_code: str, decision: Decision, seller: int | None = None) -> int | None:
-        """The seller's answer; without `seller`, the next one in turn. Returns the seller, None if the code is unknown.
-
-        Raises ValueError for a seller that does not exist.
-        """
-        code = next((code for code in self.waiting() if code.user_code == user_code), None)
-        if code is None:
+    def client(self, authorization: str) -> str | None:
+        """The client id of a Basic header; None if it is missing, malformed or wrong."""
+        scheme, _, credentials = authorization.partition(" ")
+        if scheme.lower() != "basic":
             return None
-        if seller is None:
-            seller = self._memory.consents % self._settings.sellers
-        if not 0 <= seller < self._settings.sellers:
-            raise ValueError(f"there is no seller {seller_id(seller)}")
-        self._memory.consents += 1
-        code.decision, code.seller = decision, seller
-        return seller
+        try:
+            client_id, colon, secret = base64.b64decode(credentials, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        if not (client_id and colon and secret):
+            return None
+        if self._clients and self._clients.get(client_id) != secret:
+            return None
+        return client_id
 
-    def poll(self, client_id: str, device_code: str) -> TokenPair:
-        """Exchange a device code, once (#11373); raises OAuthError, always 400."""
-        now_us = self._clock.now_us()
-        code = self._memory.device_codes.get(device_code)
-        if code is None or code.used or code.client_id != client_id or code.expires_us <= now_us:
-            raise OAuthError(400, "invalid_request", "Invalid device code")
-        if code.decision is None:
-            before_us, code.polled_us = code.polled_us, now_us
-            interval_us = self._settings.device_interval * SECOND_US * _EARLY_POLL_SHARE
-            if before_us is not None and now_us - before_us < interval_us:
-                raise OAuthError(400, "slow_down", "Polling too frequently.")
-            raise OAuthError(400, "authorization_pending", "User has not authorized the device code yet.")
-        if code.decision == "deny":
-            raise OAuthError(400, "access_denied", "User denied access.")
-        assert code.seller is not None  # noqa: S101 - decided codes have one
-        code.used = True
-        session = Session(
-            id=self._name(_DEVICE_LETTERS, 16), seller=code.seller, client_id=client_id, scopes=code.scopes
+    # Device codes
+
+    def start_device(self, client_id: str) -> Device:
+        noise = self._digest("device")
+        device = Device(
+            device_code=base64.b64encode(noise, altchars=b"xY").decode()[:32],
+            user_code=base64.b32encode(noise).decode().lower()[-17:-8],
+            client_id=client_id,
+            started_us=self._now_us(),
         )
-        self._memory.sessions[session.id] = session
-        self._end_oldest_sessions(code.seller)
-        return self._issue(session, now_us)
+        self._save(device)
+        return device
 
-    def _end_oldest_sessions(self, seller: int) -> None:
-        """The 21st session kills the oldest (#11815)."""
-        alive = [one for one in self._memory.sessions.values() if one.seller == seller and not one.ended]
-        limit = self._settings.session_limit
-        for session in alive[:-limit] if limit else []:
-            session.ended = True
+    def decide(self, user_code: str, decision: str, seller: int | None) -> Device | None:
+        """The seller's answer; None if nobody waits for it."""
+        device = self.user_codes.get(user_code)
+        if device is None or device.decision != "pending" or self._is_over(device):
+            return None
+        device.decision, device.seller = decision, seller
+        self._save(device)
+        return device
 
-    # -- tokens --------------------------------------------------------------------------------------------------
+    def pending(self) -> list[Device]:
+        return [one for one in self.devices.values() if one.decision == "pending" and not self._is_over(one)]
 
-    def refresh(self, client_id: str, refresh_token: str) -> TokenPair:
-        """A new pair; the spent token works for `refresh_grace` seconds more (#4136). Raises OAuthError 400."""
-        now_us = self._clock.now_us()
-        token = self._memory.refresh_tokens.get(refresh_token)
-        session = None if token is None else self._memory.sessions[token.session]
-        if token is None or session is None or not self._is_refreshable(token, session, client_id, now_us):
-            raise self.invalid_grant(refresh_token)
-        if token.first_used_us is None:
-            token.first_used_us = now_us
-        if self._settings.old_access_dies:
-            self._expire_session(session.id)
-        seller = seller_id(session.seller)
-        self._memory.refreshes[seller] = self._memory.refreshes.get(seller, 0) + 1
-        return self._issue(session, now_us)
+    def poll(self, client_id: str, device_code: str) -> Pair:
+        """Tokens, once, if the seller agreed; raises OAuthError with what Allegro says otherwise."""
+        device, now_us = self.devices.get(device_code), self._now_us()
+        # Unknown, used and expired codes get the same answer (#11017, #11373); `expired_token` was never seen.
+        if device is None or device.client_id != client_id or device.used or self._is_over(device):
+            raise OAuthError("invalid_request", "Invalid device code")
+        too_early = now_us - device.last_poll_us < self._settings.device_interval * SECOND_US * 0.95
+        device.last_poll_us = now_us
+        if too_early:
+            raise OAuthError("slow_down", "Polling too frequently.")
+        if device.decision == "pending":
+            raise OAuthError("authorization_pending", "User has not authorized the device code yet.")
+        device.used = True
+        self._save(device)
+        if device.decision != "allow" or device.seller is None:
+            raise OAuthError("access_denied", "User denied access")
+        session = self._open_session(device.seller, client_id)
+        return self._issue(session)
 
-    def _is_refreshable(self, token: RefreshToken, session: Session, client_id: str, now_us: int) -> bool:
-        if session.ended or session.client_id != client_id or token.expires_us <= now_us:
-            return False
-        if session.unlinked == "refresh_fails":
-            return False
-        grace_us = self._settings.refresh_grace * SECOND_US
-        return token.first_used_us is None or now_us - token.first_used_us < grace_us
+    def _is_over(self, device: Device) -> bool:
+        return self._now_us() - device.started_us > self._settings.device_lifetime * SECOND_US
 
-    @staticmethod
-    def invalid_grant(refresh_token: str) -> OAuthError:
-        """The text echoes the token (#2881)."""
-        return OAuthError(400, "invalid_grant", f"Invalid refresh token: {refresh_token}")
+    # Sessions and tokens
 
-    def seller_of_refresh_token(self, refresh_token: str) -> int | None:
-        token = self._memory.refresh_tokens.get(refresh_token)
-        return None if token is None else self._memory.sessions[token.session].seller
+    def refresh(self, client_id: str, token: str, *, useless: bool = False) -> Pair:
+        """A new pair. The old refresh token works again for a while, then never (#4136, #8321)."""
+        pair, now_us = self._by_refresh.get(token), self._now_us()
+        session = None if pair is None else self.sessions[pair.session]
+        if pair is None or session is None or not self._accepts(pair, session, client_id, now_us):
+            raise OAuthError("invalid_grant", f"Invalid refresh token: {token}")
+        if pair.spent_us is None:
+            pair.spent_us = now_us
+            if self._settings.old_access_dies:
+                pair.access_alive = False
+            self._save(pair)
+        if useless and not session.useless:
+            session.useless = True
+            self._save(session)
+        self.refreshes[session.seller] = self.refreshes.get(session.seller, 0) + 1
+        return self._issue(session)
 
-    def check_bearer(self, authorization: str | None) -> Session:
-        """The session of an API call; raises OAuthError 401 with the texts of section 2."""
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise OAuthError(401, "unauthorized", "Full authentication is required to access this resource")
-        found = self._memory.access_tokens.get(token)
-        if found is None:
-            if self._is_ours(token):
-                raise OAuthError(401, "invalid_token", f"Access token expired: {token}")
-            raise OAuthError(401, "invalid_token", "Cannot convert access token to JSON")
-        session = self._memory.sessions[found.session]
-        if found.expires_us <= self._clock.now_us() or session.ended or session.unlinked:
-            raise OAuthError(401, "invalid_token", f"Access token expired: {token}")
+    def _accepts(self, pair: Pair, session: Session, client_id: str, now_us: int) -> bool:
+        spent_for = 0 if pair.spent_us is None else now_us - pair.spent_us
+        return (
+            session.alive
+            and session.client_id == client_id
+            and spent_for <= self._settings.refresh_grace * SECOND_US
+            and now_us - pair.issued_us <= self._settings.refresh_lifetime * SECOND_US
+        )
+
+    def owner(self, access_token: str) -> Session | str:
+        """Whose token it is, or the description of a 401."""
+        pair = self._by_access.get(access_token)
+        if pair is None:
+            # A token of ours that nobody remembers has expired; anything else is no token at all (section 2).
+            known_shape = access_token.count(".") == 2 and access_token.startswith(_HEADER)
+            return f"Access token expired: {access_token}" if known_shape else "Cannot convert access token to JSON"
+        session = self.sessions[pair.session]
+        expires_us = pair.issued_us + self._settings.token_lifetime * SECOND_US
+        alive = session.alive and not session.useless and pair.access_alive
+        if not alive or self._now_us() >= expires_us:
+            return f"Access token expired: {access_token}"
         return session
 
-    @property
-    def refreshes(self) -> dict[str, int]:
-        """Successful refreshes by seller id."""
-        return self._memory.refreshes
+    def expire_access(self, seller: int | None = None) -> int:
+        """End access tokens now, as after a change of password: `exp` stays in the future (#1627)."""
+        ended = 0
+        for pair in self._by_access.values():
+            if pair.access_alive and seller in (None, self.sessions[pair.session].seller):
+                pair.access_alive = False
+                self._save(pair)
+                ended += 1
+        return ended
 
-    def forget_refreshes(self) -> None:
-        self._memory.refreshes = {}
+    def revoke(self, seller: int, *, refresh_works: bool) -> int:
+        """The seller un-links the app: refreshing fails, or works and gives useless tokens (#13133)."""
+        ended = 0
+        for session in self.sessions.values():
+            if session.seller == seller and session.alive and not session.useless:
+                session.useless, session.alive = refresh_works, refresh_works
+                self._save(session)
+                ended += 1
+        return ended
 
-    def connected_sellers(self) -> list[int]:
-        """Sellers with a session that works, in order."""
-        return sorted({one.seller for one in self._memory.sessions.values() if not one.ended and not one.unlinked})
+    def has_session(self, seller: int) -> bool:
+        return any(one.seller == seller and one.alive and not one.useless for one in self.sessions.values())
 
-    # -- what happens to sellers ---------------------------------------------------------------------------------
+    def scopes(self) -> str:
+        return _ALL_SCOPES if self._settings.long_tokens else _ORDERS_SCOPES
 
-    def expire_access_tokens(self, seller: int | None = None) -> int:
-        """All access tokens, or one seller's, are expired at once; refreshing still works."""
-        return sum(
-            self._expire_session(session.id)
-            for session in self._memory.sessions.values()
-            if seller is None or session.seller == seller
-        )
+    def _open_session(self, seller: int, client_id: str) -> Session:
+        session = Session(len(self.sessions) + 1, seller, client_id, self._now_us())
+        self._save(session)
+        # More than 20 sessions: the oldest dies (#11815).
+        mine = [one for one in self.sessions.values() if one.seller == seller and one.alive]
+        if self._settings.session_limit:
+            for oldest in mine[: -self._settings.session_limit]:
+                oldest.alive = False
+                self._save(oldest)
+        return session
 
-    def _expire_session(self, session: str) -> int:
-        now_us = self._clock.now_us()
-        alive = [
-            token
-            for token in self._memory.access_tokens.values()
-            if token.session == session and token.expires_us > now_us
-        ]
-        for token in alive:
-            token.expires_us = now_us
-        return len(alive)
-
-    def revoke(self, seller: int) -> int:
-        """Password change, log-out everywhere, sales block (#11815): every session of the seller ends."""
-        alive = [one for one in self._memory.sessions.values() if one.seller == seller and not one.ended]
-        for session in alive:
-            session.ended = True
-        return len(alive)
-
-    def unlink(self, seller: int, mode: UnlinkMode) -> int:
-        """The seller removes the application; `mode` says what a refresh does then."""
-        alive = [one for one in self._memory.sessions.values() if one.seller == seller and not one.ended]
-        for session in alive:
-            session.unlinked = mode
-        return len(alive)
-
-    # -- making tokens -------------------------------------------------------------------------------------------
-
-    def _issue(self, session: Session, now_us: int) -> TokenPair:
-        self._forget_expired(now_us)
-        self._memory.issued += 1
-        jti = self._jti()
-        seconds = self._settings.token_lifetime
-        expires_us = now_us + round(seconds * SECOND_US)
-        refresh_expires_us = now_us + round(self._settings.refresh_lifetime * SECOND_US)
+    def _issue(self, session: Session) -> Pair:
+        now_us = self._now_us()
+        pair = Pair(session.number, "", "", now_us)
         claims = {
-            "user_name": seller_id(session.seller),
-            "scope": session.scopes,
+            "user_name": str(110_000_001 + session.seller),
+            "scope": self.scopes().split(),
             "allegro_api": True,
-            "iss": self._issuer,
-            "exp": expires_us // SECOND_US,
-            "jti": jti,
+            "iss": "https://allegro.pl",
             "client_id": session.client_id,
         }
-        access = self._sign(claims)
-        refresh = self._sign({**claims, "ati": jti, "jti": self._jti(), "exp": refresh_expires_us // SECOND_US})
-        self._memory.access_tokens[access] = AccessToken(session=session.id, expires_us=expires_us)
-        self._memory.refresh_tokens[refresh] = RefreshToken(session=session.id, expires_us=refresh_expires_us)
-        return TokenPair(access, refresh, " ".join(session.scopes), self._issuer, "bearer", max(int(seconds), 1), jti)
+        jti = self._jti()
+        pair.access = self._token({"exp": self._expiry(now_us, self._settings.token_lifetime), "jti": jti, **claims})
+        pair.refresh = self._token(
+            {"exp": self._expiry(now_us, self._settings.refresh_lifetime), "jti": self._jti(), "ati": jti, **claims}
+        )
+        self.tokens_issued += 1
+        self._forget_old(now_us)
+        self._save(pair)
+        return pair
 
-    def _forget_expired(self, now_us: int) -> None:
-        """Tokens expire in the order of their making, save those that were expired by hand; these go later."""
-        tokens = self._memory.access_tokens
-        for token in [token for token, found in list(tokens.items())[:8] if found.expires_us <= now_us]:
-            del tokens[token]
-        grace_us = int(self._settings.refresh_grace * SECOND_US)
-        spent = self._memory.refresh_tokens
-        for name, found in list(spent.items())[:8]:
-            used_us = found.first_used_us
-            if found.expires_us <= now_us or (used_us is not None and used_us + grace_us <= now_us):
-                del spent[name]
+    def _forget_old(self, now_us: int) -> None:
+        """Drop the oldest pairs once neither token works any more; an answer about them stays the same."""
+        for refresh in list(self._by_refresh)[:4]:
+            pair = self._by_refresh[refresh]
+            spent = pair.spent_us is not None and now_us - pair.spent_us > self._settings.refresh_grace * SECOND_US
+            if not spent or now_us - pair.issued_us < self._settings.token_lifetime * SECOND_US:
+                return
+            del self._by_refresh[refresh]
+            self._by_access.pop(pair.access, None)
 
-    def _sign(self, claims: dict[str, Any]) -> str:
-        head = f"{_base64({'alg': 'RS256', 'typ': 'JWT'})}.{_base64(claims)}"
-        return f"{head}.{self._signature(head)}"
+    @staticmethod
+    def _expiry(now_us: int, lifetime: float) -> int:
+        return int(now_us / SECOND_US + lifetime)
 
-    def _signature(self, head: str) -> str:
-        """342 letters, as an RS256 signature has, though nobody can check it without the simulator's seed."""
-        digests = b"".join(blake2b(head.encode(), key=self._key, salt=bytes([part])).digest() for part in range(4))
-        return base64.urlsafe_b64encode(digests).decode().rstrip("=")
-
-    def _is_ours(self, token: str) -> bool:
-        head, _, signature = token.rpartition(".")
-        return hmac.compare_digest(self._signature(head).encode(), signature.encode())
+    def _token(self, claims: dict[str, object]) -> str:
+        payload = _segment(msgspec.json.encode(claims))
+        signature = _segment(shake_256(f"{self._noise}{payload}".encode()).digest(256))
+        return f"{_HEADER}.{payload}.{signature}"
 
     def _jti(self) -> str:
-        digits = self._dice.roll(self._next()).hex()
-        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:32]}"
+        digits = self._digest("jti").hex()
+        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:32]}"
 
-    def _name(self, letters: str, length: int) -> str:
-        """A name that differs from all others of a run, and from those of other runs by the time."""
-        state = blake2b(self._dice.roll(self._next()), key=str(self._clock.now_us()).encode(), digest_size=length)
-        return "".join(letters[byte % len(letters)] for byte in state.digest())
+    def _digest(self, purpose: str) -> bytes:
+        return blake2b(f"{self._noise} {purpose} {next(self._numbers)}".encode(), digest_size=32).digest()
 
-    def _next(self) -> int:
-        self._memory.issued += 1
-        return self._memory.issued
+    # Records
 
-    # -- over a restart ------------------------------------------------------------------------------------------
+    def _save(self, record: Record) -> None:
+        self.restore(record)
+        for listener in self.listeners:
+            listener(record)
 
-    def dump(self) -> Any:
-        return msgspec.to_builtins(self._memory)
+    def restore(self, record: Record) -> None:
+        """Take a record in, new or changed; also those that another process wrote."""
+        match record:
+            case Device():
+                self.devices[record.device_code] = self.user_codes[record.user_code] = record
+            case Session():
+                self.sessions[record.number] = record
+            case Pair():
+                self._by_access[record.access] = self._by_refresh[record.refresh] = record
 
-    def load(self, dumped: Any) -> None:
-        self._memory = msgspec.convert(dumped, Memory)
+
+def _segment(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def _base64(value: object) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(value)).decode().rstrip("=")
+_HEADER: Final = _segment(msgspec.json.encode({"alg": "RS256", "typ": "JWT"}))
