@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from devstack.processes import Child
+from devstack.processes import ROOT, Child
 
 _START_SECONDS = 60.0
 _CLIENT_ID = "devstack"
@@ -17,19 +17,22 @@ _CLIENT_SECRET = "devstack-secret"  # noqa: S105 - known to the simulated Allegr
 class SimulatedAllegro:
     """A child process with a port of its own; `control` talks to it."""
 
-    def __init__(self, folder: Path, port: int, options: Sequence[str]) -> None:
+    def __init__(self, logs: Path, port: int, options: Sequence[str]) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.child = Child(
             "The simulated Allegro",
-            [sys.executable, "-m", "simulator", "--port", str(port), *options],
-            log=folder / "simulator.out",
-            folder=folder,
-            env=None,
+            [
+                *(sys.executable, "-m", "simulator", "--port", str(port)),
+                *("--client", f"{_CLIENT_ID}:{_CLIENT_SECRET}"),
+                *options,
+            ],
+            log=logs / "simulator.out",
+            folder=ROOT,
         )
 
     def start(self) -> None:
         self.child.start()
-        self.child.wait_until_http(f"{self.url}/_sim/stats", _START_SECONDS)
+        self.child.wait_until_http(f"{self.url}/_sim/health", _START_SECONDS)
 
     def stop(self) -> None:
         self.child.stop()
@@ -57,9 +60,10 @@ class Control:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def consent(self, user_code: str) -> None:
-        """The seller types the code and agrees."""
-        await self._post("/consent", {"user_code": user_code})
+    async def consent(self, user_code: str) -> str:
+        """The next seller who is not connected types the code and agrees; returns the seller's id."""
+        answer = await self._post("/consent", {"user_code": user_code})
+        return str(answer["seller_id"])
 
     async def start_live(self, orders: int, rate: float) -> None:
         """New orders from now on, with all the events that follow, `rate` orders a second."""
@@ -71,8 +75,10 @@ class Control:
     async def summary(self) -> Mapping[str, Any]:
         return await self._get("/ledger/summary")
 
-    async def stats(self) -> Mapping[str, Any]:
-        return await self._get("/stats")
+    async def requests(self) -> Mapping[str, int]:
+        """How many requests were answered, by endpoint."""
+        requests: Mapping[str, int] = (await self._get("/stats"))["requests"]
+        return requests
 
     async def ledger(self, kind: str, seller_id: str) -> AsyncIterator[str]:
         """The truth about one seller's `orders` or `events`, one JSON document at a time."""
@@ -88,6 +94,8 @@ class Control:
         document: Mapping[str, Any] = answer.json()
         return document
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> None:
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = await self._client.post(path, json=body)
         answer.raise_for_status()
+        document: Mapping[str, Any] = answer.json()
+        return document

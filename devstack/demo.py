@@ -38,7 +38,7 @@ class Plan:
     """How much happens, and how long it may take."""
 
     sellers: int = 3
-    orders: int = 700
+    orders: int = 750
     live_orders: int = 150
     live_rate: float = 10.0
     seed: int = 1
@@ -129,6 +129,7 @@ class Demo:
         self._database = database
         self._display = display
         self._outcome = outcome
+        self._sellers: list[str] = []
         self._random = random.Random(plan.seed)  # noqa: S311 - a run can be repeated by its seed
 
     async def run(self) -> None:
@@ -150,7 +151,7 @@ class Demo:
         answer = await api.post("/tokens/auth/initialize", json={"user_id": user})
         answer.raise_for_status()
         authorization = answer.json()
-        await self._control.consent(authorization["user_code"])
+        self._sellers.append(await self._control.consent(authorization["user_code"]))
         deadline = time.monotonic() + _CONSENT_SECONDS
         while time.monotonic() < deadline:
             answer = await api.get(f"/tokens/auth/task/{authorization['task_id']}")
@@ -189,7 +190,7 @@ class Demo:
             late = time.monotonic() > deadline
             chaos_is_over = not self._plan.chaos or len(self._outcome.kills) == len(SERVICES)
             if late or (counts.look_complete and chaos_is_over):
-                self._outcome.comparison = await compare(self._control, self._database)
+                self._outcome.comparison = await compare(self._control, self._sellers, self._database)
                 if late or self._outcome.comparison.equal:
                     return
             await asyncio.sleep(_POLL_SECONDS)

@@ -5,7 +5,7 @@ JSON document a line and is compared a few hundred lines at a time.
 """
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -46,12 +46,12 @@ class Comparison:
     def equal(self) -> bool:
         return self.differences == 0
 
-    def count(self, kind: Kind, number: int) -> None:
-        """So many ledger entries were looked at."""
+    def count(self, kind: Kind) -> None:
+        """One more entry of the ledger was looked at."""
         if kind == "order":
-            self.orders += number
+            self.orders += 1
         else:
-            self.events += number
+            self.events += 1
 
     def add(self, difference: Difference) -> None:
         self.differences += 1
@@ -91,25 +91,46 @@ def first_difference(expected: Any, stored: Any, path: str = "$") -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger. What Allegro no longer serves (merged, too old) may be stored, in whatever state."""
+
+    id: str
+    document: Any
+    served: bool = True
+
+
+def order_entry(line: Mapping[str, Any]) -> Entry:
+    """What the ledger says of an order; one whose body is no JSON is nowhere to be stored."""
+    return Entry(line["order_id"], line["order"], served=line["state"] == "listed" and "order_base64" not in line)
+
+
+def event_entry(line: Mapping[str, Any]) -> Entry:
+    """What the ledger says of an event; one that had left the journal may have been seen or not."""
+    return Entry(line["event_id"], line["event"], served=not line["expired"])
+
+
 def compare_chunk(
-    kind: Kind, seller_id: str, expected: Mapping[str, Any], stored: Mapping[str, Any], result: Comparison
+    kind: Kind, seller_id: str, expected: Sequence[Entry], stored: Mapping[str, Any], result: Comparison
 ) -> None:
-    """Add what distinguishes the stored documents from the expected ones of the same ids."""
-    result.count(kind, len(expected))
-    for id_, document in expected.items():
-        if id_ not in stored:
-            result.add(Difference("missing", kind, seller_id, id_, "Allegro served it and it is not stored"))
+    """Add what distinguishes the stored documents from the ledger's entries of the same ids."""
+    for entry in expected:
+        if not entry.served:
             continue
-        reason = first_difference(document, stored[id_])
+        result.count(kind)
+        if entry.id not in stored:
+            result.add(Difference("missing", kind, seller_id, entry.id, "Allegro served it and it is not stored"))
+            continue
+        reason = first_difference(entry.document, stored[entry.id])
         if reason is not None:
-            result.add(Difference("different", kind, seller_id, id_, reason))
+            result.add(Difference("different", kind, seller_id, entry.id, reason))
 
 
 class Truth(Protocol):
     """Where the ledger comes from."""
 
     def ledger(self, kind: str, seller_id: str) -> AsyncIterator[str]:
-        """One seller's `orders` or `events`, a JSON document each."""
+        """What is true of one seller's `orders` or `events`, a JSON document each."""
         ...
 
 
@@ -118,19 +139,22 @@ class _Table:
     """How one kind of document is stored."""
 
     kind: Kind
+    entry: Callable[[Mapping[str, Any]], Entry]
     documents: str
     extra: str
 
 
 _STORED_ORDERS = _Table(
     "order",
+    order_entry,
     documents="SELECT allegro_order_id AS id, order_data::text AS document, order_raw AS raw FROM orders"
     " WHERE user_token_id = $1 AND allegro_order_id = ANY($2)",
     extra="SELECT allegro_order_id AS id FROM orders LEFT JOIN ledger_ids ON ledger_ids.id = allegro_order_id"
-    " WHERE user_token_id = $1 AND ledger_ids.id IS NULL AND gone_at IS NULL",
+    " WHERE user_token_id = $1 AND ledger_ids.id IS NULL",
 )
 _STORED_EVENTS = _Table(
     "event",
+    event_entry,
     documents="SELECT event_id::text AS id, event_data::text AS document, event_raw AS raw FROM order_events"
     " WHERE user_token_id = $1 AND event_id = ANY($2::text[]::bigint[])",
     extra="SELECT event_id::text AS id FROM order_events LEFT JOIN ledger_ids ON ledger_ids.id = event_id::text"
@@ -158,11 +182,12 @@ async def _compare_table(
     """One pass over the ledger; its ids are noted in a temporary table, to find stored rows that it does not have."""
     await connection.execute("CREATE TEMPORARY TABLE IF NOT EXISTS ledger_ids (id text PRIMARY KEY)")
     await connection.execute("TRUNCATE ledger_ids")
-    async for expected in _chunks(truth.ledger(f"{table.kind}s", seller_id)):
-        rows = await connection.fetch(table.documents, token_id, list(expected))
+    async for expected in _chunks(truth.ledger(f"{table.kind}s", seller_id), table.entry):
+        ids = [entry.id for entry in expected]
+        rows = await connection.fetch(table.documents, token_id, ids)
         stored = {row["id"]: parse(row["raw"] if row["raw"] is not None else row["document"]) for row in rows}
         compare_chunk(table.kind, seller_id, expected, stored, result)
-        await connection.copy_records_to_table("ledger_ids", records=[(id_,) for id_ in expected])
+        await connection.copy_records_to_table("ledger_ids", records=[(id_,) for id_ in ids])
     async with connection.transaction():
         async for row in connection.cursor(table.extra, token_id):
             result.add(
@@ -170,13 +195,12 @@ async def _compare_table(
             )
 
 
-async def _chunks(documents: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
-    chunk: dict[str, Any] = {}
-    async for line in documents:
-        document = parse(line)
-        chunk[document["id"]] = document
+async def _chunks(lines: AsyncIterator[str], entry: Callable[[Mapping[str, Any]], Entry]) -> AsyncIterator[list[Entry]]:
+    chunk: list[Entry] = []
+    async for line in lines:
+        chunk.append(entry(parse(line)))
         if len(chunk) == _CHUNK:
             yield chunk
-            chunk = {}
+            chunk = []
     if chunk:
         yield chunk

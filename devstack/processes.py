@@ -16,6 +16,9 @@ from pathlib import Path
 
 from devstack.errors import DevstackError
 
+# The folder in which `python -m` finds our packages.
+ROOT = Path(__file__).parent.parent
+
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.02
 

@@ -16,9 +16,8 @@ from devstack import processes
 from devstack.allegro import SimulatedAllegro
 from devstack.brokers import choose_broker, choose_database
 from devstack.ports import free_port, release
-from devstack.processes import Child
+from devstack.processes import ROOT, Child
 
-ROOT = Path(__file__).parent.parent
 # In the order of their start.
 SERVICES = ("api", "poller", "enricher", "writer")
 # What the product's variables begin with: a demo must not pick up those of whoever runs it.

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from devstack.errors import DevstackError
-from devstack.stack import ROOT, SERVICES, Stack
+from devstack.processes import ROOT
+from devstack.stack import SERVICES, Stack
 
 _LOOK_SECONDS = 0.5
 _FIRST_BACKOFF_SECONDS = 1.0
@@ -45,7 +46,7 @@ class Plan:
             *("--sellers", str(self.sellers)),
             *("--orders", str(self.orders)),
             *("--seed", str(self.seed)),
-            *("--state", str(folder / "simulator.json")),
+            *("--state-file", str(folder / "simulator.state")),
         ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from devstack.ledger import Comparison, Difference, compare_chunk, first_difference, parse
+from devstack.ledger import Comparison, Difference, Entry, compare_chunk, first_difference, order_entry, parse
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,8 @@ def test_a_difference_is_told_with_its_place(expected: Any, stored: Any, reason:
 def test_every_missing_and_changed_row_is_counted() -> None:
     result = Comparison()
 
-    compare_chunk("order", "7", {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1}}, {"a": {"x": 1}, "b": {"x": 2}}, result)
+    expected = [Entry("a", {"x": 1}), Entry("b", {"x": 1}), Entry("c", {"x": 1})]
+    compare_chunk("order", "7", expected, {"a": {"x": 1}, "b": {"x": 2}}, result)
 
     assert result == Comparison(
         orders=3,
@@ -57,9 +58,31 @@ def test_every_missing_and_changed_row_is_counted() -> None:
     assert not result.equal
 
 
+def test_what_allegro_no_longer_serves_may_be_stored_or_not() -> None:
+    result = Comparison()
+
+    expected = [Entry("merged", None, served=False), Entry("too-old", None, served=False)]
+    compare_chunk("order", "7", expected, {"merged": {"x": 1}}, result)
+
+    assert result == Comparison()
+
+
+@pytest.mark.parametrize(
+    ("line", "served"),
+    [
+        ({"state": "listed", "order": {}}, True),
+        ({"state": "merged", "order": None, "last_order": {}}, False),
+        ({"state": "aged_out", "order": None, "last_order": {}}, False),
+        ({"state": "listed", "order": None, "order_base64": "e30="}, False),
+    ],
+)
+def test_only_a_readable_listed_order_is_asked_for(line: dict[str, Any], served: bool) -> None:
+    assert order_entry({"order_id": "a", **line}) == Entry("a", line["order"], served)
+
+
 def test_only_the_first_differences_are_kept() -> None:
     result = Comparison()
 
-    compare_chunk("event", "7", {str(number): {} for number in range(1000)}, {}, result)
+    compare_chunk("event", "7", [Entry(str(number), {}) for number in range(1000)], {}, result)
 
     assert (result.events, result.differences, len(result.shown)) == (1000, 1000, 10)

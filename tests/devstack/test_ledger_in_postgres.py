@@ -21,7 +21,10 @@ class Truth:
     async def ledger(self, kind: str, seller_id: str) -> AsyncIterator[str]:
         assert seller_id == "7"
         for document in self._documents[kind]:
-            yield json.dumps(document)
+            if kind == "orders":
+                yield json.dumps({"order_id": document["id"], "state": "listed", "order": document})
+            else:
+                yield json.dumps({"event_id": document["id"], "event": document, "expired": False})
 
 
 @pytest.fixture
