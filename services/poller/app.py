@@ -1,12 +1,9 @@
 """The poller put together: loops over leased rows, each replica running all of them."""
 
 import asyncio
-import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from uuid import uuid4
 
 import httpx
 from faststream.asgi import AsgiFastStream
@@ -14,10 +11,14 @@ from faststream.asgi import AsgiFastStream
 from services.poller.devices import DevicePoller
 from services.poller.full_runs import FullRuns
 from services.poller.housekeeping import Housekeeper
-from services.poller.journal import JournalReader
+from services.poller.journal import JournalPoller
+from services.poller.leases import Leases
+from services.poller.publish import Publisher
+from services.poller.reading import PageReader
 from services.poller.redelivery import Redelivery
 from services.poller.refresh import TokenRefresher
 from services.poller.settings import PollerSettings
+from services.poller.slots import Slots
 from services.poller.tasks import TaskPlanner
 from services.poller.wakeups import listen
 from shared.allegro.connection import connect
@@ -28,11 +29,10 @@ from shared.service import BackgroundLoops
 
 SERVICE = "poller"
 
-_JOURNAL_SECONDS = 0.5
-_TASKS_SECONDS = 2.0
-_DEVICES_SECONDS = 1.0
-_REDELIVERY_SECONDS = 1.0
-_REFRESH_SECONDS = 15.0
+_TASKS_AT_A_TIME = 16
+_DEVICES_AT_A_TIME = 32
+_REFRESHES_AT_A_TIME = 16
+_SETTLED_RUNS_SECONDS = 30.0
 _FULL_RUNS_SECONDS = 15.0
 _HOUSEKEEPING_SECONDS = 3600.0
 _TOPICS_SECONDS = 5.0
@@ -43,8 +43,8 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
     keyring = settings.keyring()
     health = Health()
     broker = faststream_broker(settings, service=SERVICE)
-    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
     url = settings.database_url.get_secret_value()
+    tick = settings.poller_tick_seconds
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -52,21 +52,57 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             pool = await wait_for_pool(url, service=SERVICE, max_size=settings.database_pool_size)
             stack.push_async_callback(close_pool, pool)
             producer = await stack.enter_async_context(RecordProducer(settings, service=SERVICE))
+            publisher = Publisher(producer, settings.topics)
             loops = BackgroundLoops(health)
             allegro = await connect(stack, settings, keyring, pool, loops, transport=transport)
-            client, oauth, vault, clock = allegro.client, allegro.oauth, allegro.vault, allegro.clock
-            journal = JournalReader(pool, client, producer, clock, settings, owner=owner)
-            stack.push_async_callback(journal.release)
+            leases = Leases(pool, seconds=settings.poller_lease_seconds)
+            stack.push_async_callback(leases.release)
+
+            async def slots(name: str, limit: int) -> Slots:
+                return await stack.enter_async_context(Slots(name, limit))
+
+            reader = PageReader(pool, allegro.client, tracked_event_types=settings.sync_tracked_event_types)
+            journal = JournalPoller(
+                pool,
+                reader,
+                publisher,
+                allegro.clock,
+                leases,
+                await slots("journal", settings.poller_concurrency),
+                settings,
+            )
+            tasks = TaskPlanner(
+                pool,
+                allegro.client,
+                reader,
+                publisher,
+                allegro.clock,
+                leases,
+                await slots("tasks", _TASKS_AT_A_TIME),
+                settings,
+            )
+            devices = DevicePoller(
+                pool,
+                allegro.oauth,
+                allegro.client,
+                allegro.vault,
+                keyring,
+                leases,
+                await slots("devices", _DEVICES_AT_A_TIME),
+                settings,
+            )
+            refresher = TokenRefresher(allegro.vault, await slots("refresh", _REFRESHES_AT_A_TIME))
+            redelivery = Redelivery(pool, publisher, settings)
+            # From here on back to front: the loops stop first, then the work in the slots, then its leases go.
             await stack.enter_async_context(loops)
-            tasks = TaskPlanner(pool, client, producer, clock, settings, owner=owner)
-            devices = DevicePoller(pool, oauth, client, vault, keyring, settings, owner=owner)
             wakes = {"orders_backup_tasks": asyncio.Event(), "orders_backup_devices": asyncio.Event()}
             loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
-            loops.run_every("tasks", _TASKS_SECONDS, tasks.turn, wake=wakes["orders_backup_tasks"])
-            loops.run_every("devices", _DEVICES_SECONDS, devices.turn, wake=wakes["orders_backup_devices"])
-            loops.run_every("journal", _JOURNAL_SECONDS, journal.turn)
-            loops.run_every("redelivery", _REDELIVERY_SECONDS, Redelivery(pool, producer, settings).turn)
-            loops.run_every("refresh", _REFRESH_SECONDS, TokenRefresher(pool, vault).turn)
+            loops.run_every("journal", tick, journal.turn)
+            loops.run_every("tasks", tick, tasks.turn, wake=wakes["orders_backup_tasks"])
+            loops.run_every("devices", tick, devices.turn, wake=wakes["orders_backup_devices"])
+            loops.run_every("refresh", tick, refresher.turn)
+            loops.run_every("redelivery", tick, redelivery.turn)
+            loops.run_every("settled-runs", _SETTLED_RUNS_SECONDS, redelivery.end_settled_runs)
             loops.run_every("full-runs", _FULL_RUNS_SECONDS, FullRuns(pool, settings).turn)
             loops.run_every("housekeeping", _HOUSEKEEPING_SECONDS, Housekeeper(pool, settings).turn)
             loops.keep_running("wakeups", partial(listen, url, wakes, partial(health.progressed, "wakeups")))

@@ -7,15 +7,19 @@ authorisation ends honestly.
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
 
+from services.poller import metrics
+from services.poller.leases import Leases
 from services.poller.settings import PollerSettings
+from services.poller.slots import Slots
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import (
-    AccessDeniedError,
     AllegroError,
     AuthorizationEndedError,
     AuthorizationPendingError,
@@ -24,15 +28,19 @@ from shared.allegro.errors import (
 from shared.allegro.oauth import AllegroOAuth, TokenPair
 from shared.encryption import Keyring
 from shared.errors import TransientError
-from shared.logs import correlated
+from shared.logs import correlated, scrub
+from shared.service import is_transient
 from shared.sync_start import begin_sync
-from shared.token_vault import TokenVault
+from shared.token_vault import DifferentSellerError, TokenVault, device_code_binding
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 50
 _SLOW_DOWN_SECONDS = 5  # RFC 8628, 3.5
 _PROFILE_SCOPE = "allegro:api:profile:read"
+# For so long a pair is kept that PostgreSQL cannot take, and for so long an end of this process waits for it.
+_KEEP_SECONDS = 300.0
+_KEEP_PAUSE_SECONDS = 1.0
+_GRACE_SECONDS = 10.0
 
 # language=sql
 _CLAIM = """
@@ -62,12 +70,17 @@ UPDATE device_authorizations
  WHERE task_id = $1 AND fence = $2 AND status = 'PENDING'
 """
 
+# Whoever holds the lease by now, this is the only answer there will ever be; one that a newer consent has
+# superseded is not needed any more.
+# language=sql
 _SUCCEED = """
 UPDATE device_authorizations
-   SET status = 'SUCCESS', user_token_id = $2, device_code = NULL, key_id = NULL, finished_at = now(),
-       lease_owner = NULL, lease_until = NULL
+   SET status = 'SUCCESS', user_token_id = $2, reason = NULL, message = NULL, device_code = NULL, key_id = NULL,
+       finished_at = now(), lease_owner = NULL, lease_until = NULL
  WHERE task_id = $1
 """
+
+_LOCK = "SELECT status, reason FROM device_authorizations WHERE task_id = $1 FOR UPDATE"
 
 _SUPERSEDE = """
 UPDATE device_authorizations
@@ -77,13 +90,20 @@ UPDATE device_authorizations
 """
 
 
-def device_code_binding(task_id: UUID) -> str:
-    """What the envelope of a device code is bound to."""
-    return f"device_authorizations:{task_id}:device_code"
+@dataclass(frozen=True)
+class Authorization:
+    """A claimed authorisation that waits for the seller."""
+
+    task_id: UUID
+    user_id: str
+    device_code: bytes
+    fence: int
+    correlation_id: str | None
+    has_expired: bool
 
 
 class DevicePoller:
-    """Polls the authorisations that are due."""
+    """Polls the authorisations that are due, each in a slot of its own."""
 
     def __init__(
         self,
@@ -92,54 +112,109 @@ class DevicePoller:
         client: AllegroClient,
         vault: TokenVault,
         keyring: Keyring,
+        leases: Leases,
+        slots: Slots,
         settings: PollerSettings,
-        *,
-        owner: str,
     ) -> None:
         self._pool = pool
         self._oauth = oauth
         self._client = client
         self._vault = vault
         self._keyring = keyring
-        self._owner = owner
-        self._lease = timedelta(seconds=settings.poller_lease_seconds)
+        self._leases = leases
+        self._slots = slots
         self._interval = timedelta(seconds=settings.sync_interval_seconds)
         self._full_interval = timedelta(seconds=settings.sync_full_interval_seconds)
 
     async def turn(self) -> bool:
-        """Claim and poll what is due; says whether there may be more."""
-        rows = await self._pool.fetch(_CLAIM, self._owner, _BATCH, self._lease)
-        await asyncio.gather(*(self._poll(row) for row in rows))
-        return len(rows) == _BATCH
+        """Begin the polls that are due; says whether there may be more."""
+        return await self._slots.fill(self.claim, self.poll)
 
-    async def _poll(self, row: asyncpg.Record) -> None:
-        with correlated(row["correlation_id"], user=row["user_id"]):
-            task_id, fence = row["task_id"], row["fence"]
-            if row["expired"]:
-                message = "The code expired before the seller decided. Start again."
-                await self._pool.execute(_END, task_id, fence, "expired", message)
-                return
-            code = self._keyring.open(row["device_code"], belongs_to=device_code_binding(task_id))
+    async def claim(self, limit: int) -> Sequence[Authorization]:
+        """Lease up to `limit` due authorisations; no other replica gets the same ones."""
+        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration)
+        return [
+            Authorization(
+                task_id=row["task_id"],
+                user_id=row["user_id"],
+                device_code=row["device_code"],
+                fence=row["fence"],
+                correlation_id=row["correlation_id"],
+                has_expired=row["expired"],
+            )
+            for row in rows
+        ]
+
+    async def poll(self, authorization: Authorization) -> None:
+        """Ask whether the seller has decided. What has expired by our clock is asked for once more, and then ends."""
+        with correlated(authorization.correlation_id, user=authorization.user_id):
+            code = self._keyring.open(authorization.device_code, belongs_to=device_code_binding(authorization.task_id))
             try:
                 pair = await self._oauth.poll_device_code(code)
             except AuthorizationPendingError:
-                await self._pool.execute(_WAIT, task_id, fence, 0)
+                await self._wait(authorization, "pending")
             except SlowDownError:
-                await self._pool.execute(_WAIT, task_id, fence, _SLOW_DOWN_SECONDS)
+                await self._wait(authorization, "slow_down", slower_by=_SLOW_DOWN_SECONDS)
             except AuthorizationEndedError as error:
-                logger.info("authorisation ended", extra={"task_id": str(task_id), "reason": error.reason})
-                await self._pool.execute(_END, task_id, fence, error.reason, str(error))
+                await self._end(authorization, error.reason, str(error))
             except (AllegroError, TransientError) as error:
-                # Bot protection, an outage, a block: no refusal.
-                logger.warning("authorisation not polled", extra={"task_id": str(task_id), "error": str(error)})
-                await self._pool.execute(_WAIT, task_id, fence, 0)
+                # Bot protection, an outage, a block, a wrong client secret: no refusal by the seller.
+                logger.warning(
+                    "authorisation not polled", extra={"task_id": str(authorization.task_id), "error": str(error)}
+                )
+                await self._wait(authorization, "unavailable")
             else:
-                token_id = await self._keep(task_id, row["user_id"], pair)
-                await self._learn_login(token_id, pair)
+                await self._succeed(authorization, pair)
 
-    async def _keep(self, task_id: UUID, user_id: str, pair: TokenPair) -> int:
-        """Commit the tokens and what begins with them, whoever holds the lease by now: this answer is the only one."""
+    async def _wait(self, authorization: Authorization, outcome: str, *, slower_by: int = 0) -> None:
+        if authorization.has_expired:
+            await self._end(authorization, "expired", "The code expired before the seller decided. Start again.")
+            return
+        metrics.device_polls.labels(outcome).inc()
+        await self._pool.execute(_WAIT, authorization.task_id, authorization.fence, slower_by)
+
+    async def _end(self, authorization: Authorization, reason: str, message: str) -> None:
+        metrics.device_polls.labels("ended").inc()
+        logger.info("authorisation ended", extra={"task_id": str(authorization.task_id), "reason": reason})
+        await self._pool.execute(_END, authorization.task_id, authorization.fence, reason, scrub(message))
+
+    async def _succeed(self, authorization: Authorization, pair: TokenPair) -> None:
+        metrics.device_polls.labels("success").inc()
+        keeping = asyncio.create_task(self._keep(authorization, pair))
+        try:
+            token_id = await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await asyncio.wait([keeping], timeout=_GRACE_SECONDS)
+            raise
+        except DifferentSellerError as error:
+            logger.error("consent of another seller", extra={"task_id": str(authorization.task_id)})
+            message = f"{error}. Use another user_id for another seller. Start again."
+            await self._end(authorization, "different_seller", message)
+            return
+        if token_id is not None:
+            await self._learn_login(token_id, pair)
+
+    async def _keep(self, authorization: Authorization, pair: TokenPair) -> int | None:
+        """Commit the tokens and what begins with them; returns the token's id, None if a newer consent superseded it.
+
+        Repeated while PostgreSQL is away: there will not be another answer.
+        """
+        deadline = asyncio.get_running_loop().time() + _KEEP_SECONDS
+        while True:
+            try:
+                return await self._store(authorization, pair)
+            except Exception as error:
+                if not is_transient(error) or asyncio.get_running_loop().time() > deadline:
+                    raise
+                logger.error("a consent is not stored yet", extra={"error": repr(error)})
+                await asyncio.sleep(_KEEP_PAUSE_SECONDS)
+
+    async def _store(self, authorization: Authorization, pair: TokenPair) -> int | None:
+        task_id, user_id = authorization.task_id, authorization.user_id
         async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(_LOCK, task_id)
+            if row is None or row["reason"] == "superseded":
+                return None
             token_id = await self._vault.store_new(connection, user_id, pair)
             await begin_sync(connection, token_id, interval=self._interval, full_interval=self._full_interval)
             await connection.execute(_SUCCEED, task_id, token_id)
@@ -153,7 +228,7 @@ class DevicePoller:
             return
         try:
             seller = await self._client.me(token_id, traffic="live")
-        except (AllegroError, AccessDeniedError, TransientError) as error:
+        except (AllegroError, TransientError) as error:
             logger.warning("login not learnt", extra={"token_id": token_id, "error": str(error)})
             return
         await self._pool.execute(

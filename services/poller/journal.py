@@ -1,4 +1,8 @@
-"""Reading journals: claim due schedules, read, publish, note; an empty turn leaves no row but the schedule's."""
+"""Live events: schedules that are due are claimed, their journals read on, published, and noted.
+
+The cursor is moved by the writer only. What is noted here (`published_event_id`) is a shortcut that is believed for a
+while; losing or repeating it does no harm (promises P1, P2). An empty look leaves no row but the schedule's.
+"""
 
 import asyncio
 import logging
@@ -6,81 +10,109 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 
-from services.poller.positions import Cursor, Link, chain, reading_start, wanted_after
+from services.poller import metrics
+from services.poller.leases import Leases
+from services.poller.positions import Cursor, Start, has_gap, reading_start
+from services.poller.publish import Publisher
+from services.poller.reading import Page, PageReader
 from services.poller.settings import PollerSettings
-from shared.allegro.bodies import JournalEvent
-from shared.allegro.client import AllegroClient
-from shared.allegro.errors import AllegroError
-from shared.clock import Clock, to_event_id
-from shared.errors import TransientError
-from shared.kafka import RecordProducer
-from shared.logs import correlated, current_correlation_id
-from shared.messages import OrderEvent, headers
+from services.poller.slots import Slots
+from shared.allegro.errors import AccessDeniedError, ReauthorizationRequiredError
+from shared.clock import Clock, from_event_id
+from shared.errors import PermanentError, TransientError
+from shared.kafka import PublishFailedError
+from shared.logs import correlated, scrub
 
 logger = logging.getLogger(__name__)
 
-PAGE_SIZE = 1000
-# Allegro keeps events for 60 days and says nothing when a position is older (allegro-api.md 3).
-_RETENTION = timedelta(days=60)
 _JITTER_SHARE = 0.1
-_MAX_BACKOFF = timedelta(minutes=30)
+_FIRST_BACKOFF = timedelta(seconds=10)
+# After an outage of Allegro, everybody is back within this time.
+_MAX_BACKOFF = timedelta(minutes=5)
+# Nothing but a person helps: a scope of the application.
+_WITHOUT_ACCESS = timedelta(hours=1)
+_KAFKA_PAUSE = timedelta(seconds=5)
+_POSTPONED = timedelta(seconds=15)
+_MAX_ERROR_LENGTH = 500
 
+# The journal of a new token waits until the beginning of its initial load is noted: that tells which of its events
+# need no look of their own.
 # language=sql
 _CLAIM = """
 WITH due AS (
-    SELECT user_token_id FROM active_sync_schedules
-     WHERE status = 'active' AND next_run <= now() AND (lease_until IS NULL OR lease_until < now())
-     ORDER BY next_run LIMIT $2 FOR UPDATE SKIP LOCKED
+    SELECT s.user_token_id
+      FROM active_sync_schedules s
+      JOIN journal_cursors c USING (user_token_id)
+     WHERE s.status = 'active' AND s.next_run <= now() AND (s.lease_until IS NULL OR s.lease_until < now())
+       AND (c.covered_event_id > 0
+            OR NOT EXISTS (SELECT FROM task_history h
+                            WHERE h.user_token_id = s.user_token_id AND h.kind = 'initial' AND h.status = 'queued'))
+     ORDER BY s.next_run
+     LIMIT $2
+       FOR UPDATE OF s SKIP LOCKED
 )
 UPDATE active_sync_schedules s
    SET lease_owner = $1, lease_until = now() + $3::interval, fence = s.fence + 1
-  FROM due, journal_cursors c
- WHERE s.user_token_id = due.user_token_id AND c.user_token_id = s.user_token_id
-RETURNING s.user_token_id, s.user_id, s.fence, s.interval_seconds, s.consecutive_failures,
-          c.stored_event_id, c.covered_event_id, c.published_event_id, c.published_at, c.rewinds
+  FROM due
+  JOIN journal_cursors c USING (user_token_id)
+ WHERE s.user_token_id = due.user_token_id
+RETURNING s.user_token_id, s.user_id, s.fence, s.interval_seconds, s.consecutive_failures, now() - s.next_run AS late,
+          now() - s.last_success AS since_success, c.stored_event_id, c.published_event_id, c.rewinds,
+          c.covered_event_id, now() - greatest(c.published_at, c.stored_at) AS unconfirmed_for
 """
 
-_KNOWN = "SELECT event_id FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])"
-
-_NOTE_PUBLISHED = """
-UPDATE journal_cursors c
-   SET published_event_id = $2, published_at = now(), rewinds = CASE WHEN $3 THEN c.rewinds + 1 ELSE c.rewinds END
-  FROM active_sync_schedules s
- WHERE c.user_token_id = $1 AND s.user_token_id = c.user_token_id AND s.fence = $4
-"""
-
+# $4 is false for an empty look. `published_at` is the time of the oldest publication that may be on its way: a busy
+# journal must not hide by new publications that the cursor stands still.
+# language=sql
 _FINISH = """
-UPDATE active_sync_schedules
-   SET last_run = now(), last_success = now(), last_error = NULL, consecutive_failures = 0,
-       next_run = now() + $3::interval, lease_owner = NULL, lease_until = NULL
- WHERE user_token_id = $1 AND fence = $2
+WITH finished AS (
+    UPDATE active_sync_schedules
+       SET last_run = now(), last_success = now(), next_run = now() + $3::interval, last_error = NULL,
+           consecutive_failures = 0, lease_owner = NULL, lease_until = NULL
+     WHERE user_token_id = $1 AND fence = $2
+    RETURNING user_token_id
+), noted AS (
+    UPDATE journal_cursors c
+       SET published_event_id = $5,
+           published_at = CASE WHEN $6 THEN c.published_at ELSE now() END,
+           rewinds = CASE WHEN $7 AND c.stored_event_id = $8 THEN c.rewinds + 1 ELSE c.rewinds END
+      FROM finished f
+     WHERE c.user_token_id = f.user_token_id AND $4
+)
+SELECT EXISTS (SELECT FROM finished)
 """
 
+# Whoever paused the schedule meanwhile has said why; that stays.
+# language=sql
 _FAIL = """
 UPDATE active_sync_schedules
-   SET last_run = now(), last_error = $4, consecutive_failures = consecutive_failures + 1,
-       next_run = now() + $3::interval, lease_owner = NULL, lease_until = NULL
+   SET last_run = now(), next_run = now() + $3::interval, consecutive_failures = $5,
+       last_error = CASE WHEN status = 'paused' THEN last_error ELSE $4 END,
+       status = CASE WHEN $6 THEN 'paused' ELSE status END, lease_owner = NULL, lease_until = NULL
  WHERE user_token_id = $1 AND fence = $2
+RETURNING user_token_id
 """
 
-_RELEASE = "UPDATE active_sync_schedules SET lease_owner = NULL, lease_until = NULL WHERE lease_owner = $1"
-
 # The journal has a gap that reading it cannot close: everything is listed instead.
+# language=sql
 _LIST_ALL = """
 INSERT INTO task_history (task_id, user_token_id, user_id, kind, requested_by)
-SELECT $2, $1, $3, 'full', 'the journal cursor is older than the journal'
- WHERE NOT EXISTS (SELECT FROM task_history
+SELECT gen_random_uuid(), id, user_id, 'full', 'the journal cursor is older than the journal'
+  FROM user_tokens t
+ WHERE t.id = $1
+   AND NOT EXISTS (SELECT FROM task_history
                     WHERE user_token_id = $1 AND kind IN ('initial', 'full', 'reconcile')
                       AND status IN ('queued', 'running'))
+RETURNING task_id
 """
 
 
 @dataclass(frozen=True)
-class _Turn:
+class Look:
     """One claimed look into one journal."""
 
     token_id: int
@@ -88,146 +120,199 @@ class _Turn:
     fence: int
     interval: timedelta
     failures: int
-    covered_event_id: int
+    since_success: timedelta | None
     cursor: Cursor
 
 
-def next_interval(interval: timedelta, failures: int, *, jitter: float) -> timedelta:
-    """Until the next turn: longer after failures, spread by `jitter` (0..1) so that tokens do not move in step."""
-    delay = interval if failures == 0 else max(interval, min(interval * 2.0 ** min(failures, 10), _MAX_BACKOFF))
-    return delay * (1 - _JITTER_SHARE / 2 + _JITTER_SHARE * jitter)
+@dataclass(frozen=True)
+class Outcome:
+    """What a look has done."""
+
+    published: int
+    read_up_to: int
+    has_more: bool
 
 
-class JournalReader:
-    """Reads the journals that are due, `poller_concurrency` of them at a time."""
+def next_interval(interval: timedelta, *, jitter: float) -> timedelta:
+    """Until the next look, spread by `jitter` (0..1) so that tokens do not move in step."""
+    return interval * (1 - _JITTER_SHARE / 2 + _JITTER_SHARE * jitter)
+
+
+def retry_delay(failures: int, interval: timedelta, asked: timedelta | None, *, jitter: float) -> timedelta:
+    """Until the next try after so many failures in a row: doubling, capped; at least what the other side asked for."""
+    longest = max(interval, _MAX_BACKOFF)
+    delay = min(_FIRST_BACKOFF * 2.0 ** min(failures - 1, 20), longest) * (0.5 + jitter / 2)
+    return max(delay, asked or timedelta())
+
+
+class JournalPoller:
+    """Looks into the journals that are due; each look has a slot of its own, so that a slow seller delays nobody."""
 
     def __init__(
         self,
         pool: asyncpg.Pool,
-        allegro: AllegroClient,
-        producer: RecordProducer,
+        reader: PageReader,
+        publisher: Publisher,
         clock: Clock,
+        leases: Leases,
+        slots: Slots,
         settings: PollerSettings,
-        *,
-        owner: str,
     ) -> None:
         self._pool = pool
-        self._allegro = allegro
-        self._producer = producer
+        self._reader = reader
+        self._publisher = publisher
         self._clock = clock
-        self._settings = settings
-        self._topic = settings.topics.order_events
-        self._owner = owner
+        self._leases = leases
+        self._slots = slots
+        self._max_pages = settings.poller_max_pages
+        self._overlap = timedelta(seconds=settings.poller_overlap_seconds)
+        self._redelivery = timedelta(seconds=settings.poller_redelivery_seconds)
+        self._kafka_away_until: datetime | None = None
 
     async def turn(self) -> bool:
-        """Claim and read what is due; says whether there may be more."""
-        rows = await self._pool.fetch(
-            _CLAIM,
-            self._owner,
-            self._settings.poller_concurrency,
-            timedelta(seconds=self._settings.poller_lease_seconds),
-        )
-        await asyncio.gather(*(self._read(_turn(row)) for row in rows))
-        return len(rows) == self._settings.poller_concurrency
+        """Begin the looks that are due; says whether there may be more."""
+        if self._kafka_away_until is not None and self._clock.now() < self._kafka_away_until:
+            return False
+        return await self._slots.fill(self.claim, self.look)
 
-    async def release(self) -> None:
-        """Give back what was claimed, so that others take it over at once."""
-        await self._pool.execute(_RELEASE, self._owner)
+    async def claim(self, limit: int) -> Sequence[Look]:
+        """Lease up to `limit` due schedules; no other replica gets the same ones."""
+        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration)
+        for row in rows:
+            metrics.schedule_delay_seconds.observe(row["late"].total_seconds())
+        return [_look(row) for row in rows]
 
-    async def _read(self, turn: _Turn) -> None:
-        with correlated(None, user=turn.user_id):
+    async def look(self, look: Look) -> None:
+        """Read on, publish, note it; a failure is noted as well and tried again later."""
+        with correlated(None, user=look.user_id):
             try:
-                await self._look(turn)
-            except (AllegroError, TransientError) as error:
-                delay = next_interval(turn.interval, turn.failures + 1, jitter=random.random())  # noqa: S311
-                logger.warning("journal not read", extra={"token_id": turn.token_id, "error": str(error)})
-                await self._pool.execute(_FAIL, turn.token_id, turn.fence, delay, str(error))
+                async with asyncio.timeout(self._leases.work_seconds):
+                    await self._list_if_gap(look)
+                    start = self._start(look)
+                    outcome = await self._read_and_publish(look, start)
+            except PublishFailedError as error:
+                await self._postpone(look, error)
+            except ReauthorizationRequiredError as error:
+                await self._fail(look, error, look.interval, pause=True)
+            except AccessDeniedError as error:
+                await self._fail(look, error, _WITHOUT_ACCESS)
+            except (TransientError, PermanentError, TimeoutError) as error:
+                asked = error.retry_after if isinstance(error, TransientError) else None
+                await self._fail(look, error, retry_delay(look.failures + 1, look.interval, asked, jitter=_jitter()))
             else:
-                delay = next_interval(turn.interval, 0, jitter=random.random())  # noqa: S311 - spreads load
-                await self._pool.execute(_FINISH, turn.token_id, turn.fence, delay)
+                await self._finish(look, start, outcome)
 
-    async def _look(self, turn: _Turn) -> None:
-        await self._check_age(turn)
-        start = reading_start(
-            turn.cursor,
-            now=self._clock.now(),
-            overlap=timedelta(seconds=self._settings.poller_overlap_seconds),
-            redelivery=timedelta(seconds=self._settings.poller_redelivery_seconds),
-        )
-        if start.rewound:
-            logger.warning("events published are not stored: reading them again", extra={"token_id": turn.token_id})
-        after, run_id = start.after, uuid4()
-        for _page in range(self._settings.poller_max_pages):
-            page = await self._allegro.events(turn.token_id, after=after, limit=PAGE_SIZE, traffic="live")
-            if page.events:
-                known = await self._known(turn, page.events)
-                links = list(chain(page.events, after=after, stored_event_id=turn.cursor.stored_event_id, known=known))
-                await self._publish(turn, links, run_id, page.received_at, page.clock_ahead)
-                after = max(after, max(event.event_id for event in page.events))
-                if links and after > turn.cursor.stored_event_id:
-                    await self._pool.execute(_NOTE_PUBLISHED, turn.token_id, after, start.rewound, turn.fence)
-            if len(page.events) < PAGE_SIZE:
-                return
-
-    async def _check_age(self, turn: _Turn) -> None:
-        """A cursor older than the journal reads on as if nothing were missing; 0 means: from the beginning."""
-        stored = turn.cursor.stored_event_id
-        if 0 < stored < to_event_id(self._clock.now() - _RETENTION):
-            created = await self._pool.execute(_LIST_ALL, turn.token_id, uuid4(), turn.user_id)
-            if created.endswith(" 1"):
-                logger.error(
-                    "the journal cursor is older than the journal: listing all orders instead",
-                    extra={"token_id": turn.token_id, "stored_event_id": stored},
-                )
-
-    async def _known(self, turn: _Turn, events: Sequence[JournalEvent]) -> frozenset[int]:
-        """Which of these events, up to the cursor, are stored."""
-        asked = [event.event_id for event in events if event.event_id <= turn.cursor.stored_event_id]
-        if not asked:
-            return frozenset()
-        return frozenset(row["event_id"] for row in await self._pool.fetch(_KNOWN, turn.token_id, asked))
-
-    async def _publish(
-        self,
-        turn: _Turn,
-        links: Sequence[Link],
-        run_id: UUID,
-        received_at: datetime,
-        clock_ahead: timedelta | None,
-    ) -> None:
-        if not links:
+    async def _list_if_gap(self, look: Look) -> None:
+        age = self._clock.now() - from_event_id(look.cursor.stored_event_id)
+        if not has_gap(look.cursor, stored_age=age, since_success=look.since_success):
             return
-        carried = headers(correlation_id=current_correlation_id(), run_id=run_id)
-        last = links[-1].event.event_id
-        tracked = self._settings.sync_tracked_event_types
-        records = [
-            OrderEvent(
-                token_id=turn.token_id,
-                event_id=link.event.event_id,
-                follows_event_id=link.follows,
-                event_type=link.event.event_type,
-                occurred_at=link.event.occurred_at,
-                order_id=link.event.order_id,
-                revision=link.event.revision,
-                bought_at=link.event.bought_at,
-                fetch=link.event.event_id > turn.covered_event_id and (not tracked or link.event.event_type in tracked),
-                wanted_after=wanted_after(link.event.event_id, received_at=received_at, clock_ahead=clock_ahead),
-                run_id=run_id,
-                run_last_event_id=last,
-                event=link.event.raw,
+        if await self._pool.fetchval(_LIST_ALL, look.token_id) is not None:
+            metrics.gaps.inc()
+            logger.error(
+                "the journal cursor is older than the journal: listing all orders instead",
+                extra={"token_id": look.token_id, "stored_event_id": look.cursor.stored_event_id},
             )
-            for link in links
+
+    def _start(self, look: Look) -> Start:
+        start = reading_start(look.cursor, overlap=self._overlap, redelivery=self._redelivery)
+        if start.rewound:
+            metrics.rewinds.inc()
+            logger.warning(
+                "events published are not stored: reading them again",
+                extra={"token_id": look.token_id, "rewinds": look.cursor.rewinds + 1},
+            )
+        return start
+
+    async def _read_and_publish(self, look: Look, start: Start) -> Outcome:
+        """Read up to a short page; the pages with something new in them are one run, published when all are read."""
+        pages: list[Page] = []
+        position = start.after
+        while True:
+            page = await self._reader.page(look.token_id, look.cursor, after=position)
+            position = page.read_up_to
+            if page.links:
+                pages.append(page)
+            if page.is_last or len(pages) >= self._max_pages:
+                break
+        published = await self._publish(look, pages)
+        return Outcome(published, position, has_more=not page.is_last)
+
+    async def _publish(self, look: Look, pages: Sequence[Page]) -> int:
+        if not pages:
+            return 0
+        run_id = uuid4()
+        run_last = pages[-1].links[-1].event.event_id
+        records = [
+            record
+            for page in pages
+            for record in self._reader.records(look.token_id, page, look.cursor, run_id=run_id, run_last=run_last)
         ]
-        await self._producer.publish_all(self._topic, [(record.key, record.encode(), carried) for record in records])
+        await self._publisher.events(records, run_id=run_id)
+        metrics.published_events.inc(len(records))
+        return len(records)
+
+    async def _finish(self, look: Look, start: Start, outcome: Outcome) -> None:
+        delay = timedelta() if outcome.has_more else next_interval(look.interval, jitter=_jitter())
+        is_ours = await self._pool.fetchval(
+            _FINISH,
+            look.token_id,
+            look.fence,
+            delay,
+            outcome.published > 0,
+            outcome.read_up_to,
+            start.continues,
+            start.rewound,
+            look.cursor.stored_event_id,
+        )
+        metrics.polls.labels("events" if outcome.published else "empty").inc()
+        if not is_ours:
+            _say_overtaken(look)
+
+    async def _postpone(self, look: Look, error: PublishFailedError) -> None:
+        """Kafka is away: no fault of this token, and no reason to ask Allegro for more that cannot be passed on."""
+        self._kafka_away_until = self._clock.now() + _KAFKA_PAUSE
+        metrics.polls.labels("postponed").inc()
+        logger.warning("look postponed", extra={"token_id": look.token_id, "error": str(error)})
+        await self._end_failed(look, error, _POSTPONED * (0.5 + _jitter()), failures=look.failures)
+
+    async def _fail(self, look: Look, error: Exception, delay: timedelta, *, pause: bool = False) -> None:
+        metrics.polls.labels("failed").inc()
+        logger.warning("journal not read", extra={"token_id": look.token_id, "error": _text(error)})
+        await self._end_failed(look, error, delay, failures=look.failures + 1, pause=pause)
+
+    async def _end_failed(
+        self, look: Look, error: Exception, delay: timedelta, *, failures: int, pause: bool = False
+    ) -> None:
+        ended = await self._pool.fetchval(_FAIL, look.token_id, look.fence, delay, _text(error), failures, pause)
+        if ended is None:
+            _say_overtaken(look)
 
 
-def _turn(row: asyncpg.Record) -> _Turn:
-    return _Turn(
+def _look(row: asyncpg.Record) -> Look:
+    return Look(
         token_id=row["user_token_id"],
         user_id=row["user_id"],
         fence=row["fence"],
         interval=timedelta(seconds=row["interval_seconds"]),
         failures=row["consecutive_failures"],
-        covered_event_id=row["covered_event_id"],
-        cursor=Cursor(row["stored_event_id"], row["published_event_id"], row["published_at"], row["rewinds"]),
+        since_success=row["since_success"],
+        cursor=Cursor(
+            stored_event_id=row["stored_event_id"],
+            published_event_id=row["published_event_id"],
+            unconfirmed_for=row["unconfirmed_for"],
+            rewinds=row["rewinds"],
+            covered_event_id=row["covered_event_id"],
+        ),
     )
+
+
+def _say_overtaken(look: Look) -> None:
+    logger.warning("the lease had run out: another replica has this token", extra={"token_id": look.token_id})
+
+
+def _text(error: Exception) -> str:
+    return scrub(str(error) or type(error).__name__)[:_MAX_ERROR_LENGTH]
+
+
+def _jitter() -> float:
+    return random.random()  # noqa: S311 - spreads load, hides nothing

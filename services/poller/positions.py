@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from shared.allegro.bodies import JournalEvent
 from shared.clock import from_event_id
 
+# Allegro keeps events for 60 days and says nothing when a position is older (allegro-api.md 3).
+JOURNAL_RETENTION = timedelta(days=60)
 # Twice as long for every rewind in a row, up to this factor: a writer that is away for hours is not buried.
 _MAX_REWIND_FACTOR = 16
 # Clocks and journal writes are rounded; a look has to be later than the event by more than that.
@@ -23,27 +25,40 @@ class Cursor:
     """A row of `journal_cursors`."""
 
     stored_event_id: int
-    published_event_id: int
-    published_at: datetime | None
-    rewinds: int
+    published_event_id: int = 0
+    unconfirmed_for: timedelta | None = None
+    """Since when nothing was confirmed: the oldest publication that may be on its way, or the cursor's last move."""
+    rewinds: int = 0
+    covered_event_id: int = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was published is not stored."""
+        return self.published_event_id > self.stored_event_id
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a turn begins: the position to read after, and whether published events are given up for lost."""
+    """Where a turn begins: the position to read after, and what that says of what was published before."""
 
     after: int
-    rewound: bool
+    continues: bool = False
+    """It is trusted to be on its way."""
+    rewound: bool = False
+    """It is given up for lost."""
 
 
-def reading_start(cursor: Cursor, *, now: datetime, overlap: timedelta, redelivery: timedelta) -> Start:
+def reading_start(cursor: Cursor, *, overlap: timedelta, redelivery: timedelta) -> Start:
     """Read on from what is published while that is fresh, else from what is stored, less the overlap."""
-    in_flight = cursor.published_event_id > cursor.stored_event_id and cursor.published_at is not None
-    if in_flight and cursor.published_at is not None:
+    if cursor.is_behind and cursor.unconfirmed_for is not None:
         patience = redelivery * min(2**cursor.rewinds, _MAX_REWIND_FACTOR)
-        if now - cursor.published_at < patience:
-            return Start(cursor.published_event_id, rewound=False)
-    return Start(max(0, cursor.stored_event_id - overlap // timedelta(microseconds=1)), rewound=in_flight)
+        if cursor.unconfirmed_for < patience:
+            return Start(cursor.published_event_id, continues=True)
+    return Start(_before(cursor.stored_event_id, overlap), rewound=cursor.is_behind)
+
+
+def _before(position: int, span: timedelta) -> int:
+    return max(0, position - span // timedelta(microseconds=1))
 
 
 @dataclass(frozen=True)
@@ -83,3 +98,21 @@ def wanted_after(event_id: int, *, received_at: datetime, clock_ahead: timedelta
     if written_at >= _LATEST - abs(clock_ahead) - _CLOCK_MARGIN:
         return received_at
     return min(received_at, written_at - clock_ahead + _CLOCK_MARGIN)
+
+
+def covered_position(latest_event_id: int | None, now_event_id: int, *, list_lag: timedelta) -> int:
+    """Up to which event a listing that begins now shows the orders: the journal's end, less what lists lag behind."""
+    end = now_event_id if latest_event_id is None else min(latest_event_id, now_event_id)
+    return _before(end, list_lag)
+
+
+def has_gap(cursor: Cursor, *, stored_age: timedelta, since_success: timedelta | None) -> bool:
+    """Whether events may have left the journal unread: Allegro says nothing when a position is too old.
+
+    An old cursor alone is no gap: that of a shop without a sale is old as well. But somebody has to have looked
+    meanwhile, and stored what there was.
+    """
+    if cursor.stored_event_id == 0 or stored_age <= JOURNAL_RETENTION:
+        return False
+    unwatched = since_success is None or since_success > JOURNAL_RETENTION
+    return unwatched or cursor.is_behind

@@ -1,13 +1,14 @@
-"""What got stuck is sent out again: bulk loads without progress, and looks that are owed and due."""
+"""What got stuck is sent out again: bulk loads without progress, looks that are owed and due, ends of runs."""
 
 from datetime import timedelta
 
 import asyncpg
 
+from services.poller import metrics
+from services.poller.publish import Publisher
 from services.poller.settings import PollerSettings
-from shared.kafka import RecordProducer
-from shared.logs import correlated, current_correlation_id
-from shared.messages import OrderFetch, OrderWindow, headers
+from shared.logs import correlated
+from shared.messages import OrderFetch, OrderWindow
 
 _BATCH = 1000
 
@@ -39,13 +40,32 @@ RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.at
 """
 
 
+# The writer ends these runs as it stores what they wait for. Two writers that overlap while partitions move, or a
+# re-reading that found nothing new, may leave one for us.
+# language=sql
+_END_SETTLED = """
+WITH ended AS (
+    UPDATE sync_history r
+       SET status = 'completed', completed_at = now()
+      FROM journal_cursors c
+     WHERE r.status = 'running' AND r.kind IN ('journal', 'orders') AND r.started_at < now() - interval '1 minute'
+       AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
+       AND NOT EXISTS (SELECT FROM pending_fetches p
+                        WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))
+    RETURNING r.task_id
+)
+UPDATE task_history t
+   SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
+  FROM ended WHERE t.task_id = ended.task_id
+"""
+
+
 class Redelivery:
     """Sends out again what the database knows is owed."""
 
-    def __init__(self, pool: asyncpg.Pool, producer: RecordProducer, settings: PollerSettings) -> None:
+    def __init__(self, pool: asyncpg.Pool, publisher: Publisher, settings: PollerSettings) -> None:
         self._pool = pool
-        self._producer = producer
-        self._topics = settings.topics
+        self._publisher = publisher
         self._patience = timedelta(seconds=settings.poller_window_redelivery_seconds)
 
     async def turn(self) -> bool:
@@ -55,37 +75,41 @@ class Redelivery:
             fetches = await self._fetches()
         return _BATCH in (windows, fetches)
 
+    async def end_settled_runs(self) -> None:
+        """End the runs that nothing is owed to any more."""
+        await self._pool.execute(_END_SETTLED)
+
     async def _windows(self) -> int:
         rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH)
-        records = [
-            OrderWindow(
-                token_id=row["user_token_id"],
-                run_id=row["run_id"],
-                bought_from=row["bought_from"],
-                bought_to=row["bought_to"],
+        if rows:
+            await self._publisher.windows(
+                [
+                    OrderWindow(
+                        token_id=row["user_token_id"],
+                        run_id=row["run_id"],
+                        bought_from=row["bought_from"],
+                        bought_to=row["bought_to"],
+                    )
+                    for row in rows
+                ]
             )
-            for row in rows
-        ]
-        carried = headers(correlation_id=current_correlation_id())
-        await self._producer.publish_all(
-            self._topics.order_windows, [(record.key, record.encode(), carried) for record in records]
-        )
-        return len(records)
+            metrics.redeliveries.labels("window").inc(len(rows))
+        return len(rows)
 
     async def _fetches(self) -> int:
         rows = await self._pool.fetch(_DUE_FETCHES, _BATCH)
-        records = [
-            OrderFetch(
-                token_id=row["user_token_id"],
-                order_id=row["allegro_order_id"],
-                wanted_after=row["wanted_after"],
-                bought_at=row["bought_at"],
-                attempts=row["attempts"],
+        if rows:
+            await self._publisher.events(
+                [
+                    OrderFetch(
+                        token_id=row["user_token_id"],
+                        order_id=row["allegro_order_id"],
+                        wanted_after=row["wanted_after"],
+                        bought_at=row["bought_at"],
+                        attempts=row["attempts"],
+                    )
+                    for row in rows
+                ]
             )
-            for row in rows
-        ]
-        carried = headers(correlation_id=current_correlation_id())
-        await self._producer.publish_all(
-            self._topics.order_events, [(record.key, record.encode(), carried) for record in records]
-        )
-        return len(records)
+            metrics.redeliveries.labels("fetch").inc(len(rows))
+        return len(rows)

@@ -1,10 +1,9 @@
 """Refreshing tokens well before their end (requirement A6); which ones is a column, how is the vault's business."""
 
-import asyncio
 import logging
+from collections.abc import Sequence
 
-import asyncpg
-
+from services.poller.slots import Slots
 from shared.allegro.errors import AllegroError
 from shared.errors import TransientError
 from shared.logs import correlated
@@ -12,37 +11,32 @@ from shared.token_vault import TokenVault
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 20
-
-# Moved on at once, so that other replicas take others; the vault sets the true next time, or the time of a retry.
-# language=sql
-_CLAIM = """
-WITH due AS (
-    SELECT id FROM user_tokens
-     WHERE status IN ('active', 'refresh_failed') AND refresh_after <= now()
-     ORDER BY refresh_after LIMIT $1 FOR UPDATE SKIP LOCKED
-)
-UPDATE user_tokens t SET refresh_after = now() + interval '5 minutes' FROM due WHERE t.id = due.id
-RETURNING t.id, t.user_id, t.generation
-"""
-
 
 class TokenRefresher:
-    """Refreshes the tokens that are due."""
+    """Refreshes the tokens that are due. Replicas share the work: the vault lets one refresh a token at a time."""
 
-    def __init__(self, pool: asyncpg.Pool, vault: TokenVault) -> None:
-        self._pool = pool
+    def __init__(self, vault: TokenVault, slots: Slots) -> None:
         self._vault = vault
+        self._slots = slots
+        self._in_hand: set[int] = set()
 
     async def turn(self) -> bool:
-        """Refresh what is due; says whether there may be more."""
-        rows = await self._pool.fetch(_CLAIM, _BATCH)
-        await asyncio.gather(*(self._refresh(row) for row in rows))
-        return len(rows) == _BATCH
+        """Begin the refreshes that are due; says whether there may be more."""
+        return await self._slots.fill(self.due, self.refresh)
 
-    async def _refresh(self, row: asyncpg.Record) -> None:
-        with correlated(None, user=row["user_id"]):
-            try:
-                await self._vault.refresh(row["id"], seen_generation=row["generation"])
-            except (AllegroError, TransientError) as error:
-                logger.warning("token not refreshed", extra={"token_id": row["id"], "error": str(error)})
+    async def due(self, limit: int) -> Sequence[int]:
+        """Up to `limit` due tokens that are not in hand already."""
+        found = await self._vault.due_tokens(limit + len(self._in_hand))
+        taken = [token_id for token_id in found if token_id not in self._in_hand][:limit]
+        self._in_hand.update(taken)
+        return taken
+
+    async def refresh(self, token_id: int) -> None:
+        """Refresh one token, if it is due still; the vault notes a failure and when to try again."""
+        try:
+            with correlated(None):
+                await self._vault.refresh(token_id)
+        except (AllegroError, TransientError) as error:
+            logger.info("token not refreshed", extra={"token_id": token_id, "error": str(error)})
+        finally:
+            self._in_hand.discard(token_id)

@@ -15,17 +15,22 @@ from shared.settings import (
 class PollerSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, LogSettings):
     poller_http_host: str = Field(default="127.0.0.1", description="where /livez, /readyz and /metrics are served")
     poller_http_port: int = Field(default=8101, ge=0, le=65535)
-    poller_concurrency: int = Field(default=50, ge=1, le=1000, description="journals read at the same time")
-    poller_lease_seconds: float = Field(
-        default=180.0, ge=10, description="how long claimed work is left alone: longer than the slowest turn"
+    poller_tick_seconds: float = Field(default=1.0, gt=0, le=60, description="between two looks for due work")
+    poller_concurrency: int = Field(
+        default=32, ge=1, le=1000, description="sellers whose journal is read at the same time in one process"
     )
-    poller_max_pages: int = Field(default=10, ge=1, le=1000, description="journal pages of one token in one turn")
+    poller_lease_seconds: float = Field(
+        default=120.0, ge=1, le=3600, description="how long a dead replica's work waits for another one"
+    )
+    poller_max_pages: int = Field(
+        default=3, ge=1, le=100, description="journal pages (1000 events) of one seller in one go: bounds memory"
+    )
     poller_overlap_seconds: float = Field(
-        default=120.0, ge=0, description="of the journal, read again at every turn for lines that came late"
+        default=120.0, ge=0, description="read again before the stored cursor, in case an event shows late"
     )
     poller_redelivery_seconds: float = Field(
-        default=60.0, ge=5, description="published events that are not stored by then are read and published again"
+        default=120.0, gt=0, description="the stored cursor has to follow what was published within this"
     )
     poller_window_redelivery_seconds: float = Field(
-        default=120.0, ge=5, description="a bulk load without progress for so long is sent out again"
+        default=120.0, gt=0, description="a bulk load without progress for this long is sent out again"
     )

@@ -1,65 +1,102 @@
-"""Tasks become runs: a person, a schedule or a consent asked, the plan is written down and sent out."""
+"""Tasks become runs: a person, a schedule or a consent asked; the plan is written down, then sent out.
 
-import json
+Writing down comes first: whatever is lost after that (this process, Kafka) is sent out again from the rows.
+"""
+
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 
+from services.poller import metrics
+from services.poller.leases import Leases
+from services.poller.parameters import TaskParameters, UnusableParametersError, window
+from services.poller.positions import Cursor, covered_position
+from services.poller.publish import Publisher
+from services.poller.reading import PageReader
 from services.poller.settings import PollerSettings
+from services.poller.slots import Slots
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import AllegroError
 from shared.clock import Clock, to_event_id
-from shared.errors import TransientError
-from shared.kafka import RecordProducer
-from shared.logs import correlated, current_correlation_id
-from shared.messages import OrderWindow, headers
+from shared.errors import PermanentError, TransientError
+from shared.logs import correlated, scrub
+from shared.messages import OrderWindow
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 20
 LISTING_KINDS = ("initial", "full", "manual", "reconcile")
-# Allegro keeps orders for 12 months; slightly older ones may appear (#12597).
-_LISTED = timedelta(days=366)
-# A purchase on a host whose clock is ahead of ours is inside of the window as well.
-_MARGIN = timedelta(minutes=10)
+_POSTPONED = timedelta(seconds=30)
+_MAX_ERROR_LENGTH = 500
+# A reading that is under way: its run must not end before its last event is known.
+_UNKNOWN_YET = 2**63 - 1
 
-# One listing of a token at a time, and none while another waits to be stored: the others stay queued.
+# One listing of a token at a time, the oldest first; the others stay queued. A re-reading of a journal whose reader
+# died is begun again: its lease has run out (a lease that was given back in order is null).
 # language=sql
 _CLAIM = """
 WITH due AS (
-    SELECT h.task_id FROM task_history h JOIN user_tokens t ON t.id = h.user_token_id
-     WHERE h.status = 'queued' AND (h.lease_until IS NULL OR h.lease_until < now())
+    SELECT h.task_id
+      FROM task_history h
+      JOIN user_tokens t ON t.id = h.user_token_id
+     WHERE (h.status = 'queued' AND (h.lease_until IS NULL OR h.lease_until < now())
+            OR h.status = 'running' AND h.kind = 'journal' AND h.lease_until < now())
+       AND h.stop_requested_at IS NULL
        AND t.status IN ('active', 'refresh_failed')
-       AND NOT EXISTS (SELECT FROM sync_history r
-                        WHERE r.user_token_id = h.user_token_id AND r.status = 'running' AND r.kind = ANY($4)
-                          AND h.kind = ANY($4))
-     ORDER BY h.created_at LIMIT $2 FOR UPDATE OF h SKIP LOCKED
+       AND NOT (h.kind = ANY($4) AND EXISTS (
+                SELECT FROM task_history o
+                 WHERE o.user_token_id = h.user_token_id AND o.kind = ANY($4)
+                   AND (o.status IN ('running', 'stopping')
+                        OR o.status = 'queued' AND (o.created_at, o.task_id) < (h.created_at, h.task_id))))
+     ORDER BY h.created_at
+     LIMIT $2
+       FOR UPDATE OF h SKIP LOCKED
 )
 UPDATE task_history h
    SET lease_owner = $1, lease_until = now() + $3::interval, fence = h.fence + 1
   FROM due WHERE h.task_id = due.task_id
-RETURNING h.task_id, h.user_token_id, h.user_id, h.kind, h.parameters, h.correlation_id, h.fence
+RETURNING h.task_id, h.user_token_id, h.user_id, h.kind, h.parameters, h.correlation_id, h.fence, h.status
 """
 
-_RUN_TASK = """
-UPDATE task_history SET status = 'running', started_at = now(), lease_owner = NULL, lease_until = NULL, error = NULL
- WHERE task_id = $1 AND fence = $2 AND status = 'queued'
+# The task's row is locked by this update, so a stop that is asked for at the same moment comes before or after it.
+# language=sql
+_BEGIN_TASK = """
+UPDATE task_history
+   SET status = 'running', started_at = coalesce(started_at, now()), error = NULL,
+       lease_owner = CASE WHEN $3 THEN lease_owner END, lease_until = CASE WHEN $3 THEN lease_until END
+ WHERE task_id = $1 AND fence = $2 AND status = 'queued' AND stop_requested_at IS NULL
 """
 
-_POSTPONE_TASK = (
-    "UPDATE task_history SET lease_until = now() + interval '30 seconds', error = $3 WHERE task_id = $1 AND fence = $2"
+_POSTPONE = """
+UPDATE task_history SET lease_owner = NULL, lease_until = now() + $3::interval, error = $4
+ WHERE task_id = $1 AND fence = $2 AND status IN ('queued', 'running')
+"""
+
+_REFUSE = """
+WITH task AS (
+    UPDATE task_history
+       SET status = 'failed', finished_at = now(), error = $3, lease_owner = NULL, lease_until = NULL
+     WHERE task_id = $1 AND fence = $2 AND status IN ('queued', 'running')
+    RETURNING task_id
 )
+UPDATE sync_history r SET status = 'failed', completed_at = now(), error = $3
+  FROM task WHERE r.task_id = task.task_id AND r.status = 'running'
+"""
 
-# The partial look at running listings is repeated under the token's lock: two tasks must not both find none.
 _CREATE_RUN = """
-INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind, window_from, window_to, orders_expected)
-SELECT $1, $2, $3, $4, $5, $6, $7, $8
- WHERE NOT ($5 = ANY($9) AND EXISTS (SELECT FROM sync_history
-                                      WHERE user_token_id = $3 AND status = 'running' AND kind = ANY($9)))
+INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind, window_from, window_to, orders_expected,
+                          last_event_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+
+_LOCK_LISTINGS = "SELECT pg_advisory_xact_lock(hashtextextended('listing ' || $1::bigint, 0))"
+
+_LISTING_RUNS = """
+SELECT EXISTS (SELECT FROM sync_history WHERE user_token_id = $1 AND status = 'running' AND kind = ANY($2))
 """
 
 _CREATE_WINDOW = """
@@ -78,6 +115,77 @@ ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
        run_ids = p.run_ids || excluded.run_ids
 """
 
+_RUN_OF_TASK = "SELECT run_id FROM sync_history WHERE task_id = $1 AND status = 'running'"
+
+_CURSOR = "SELECT stored_event_id, covered_event_id FROM journal_cursors WHERE user_token_id = $1"
+
+# Nobody who lost the lease, or whose task was stopped, goes on.
+_HEARTBEAT = """
+UPDATE task_history SET lease_until = now() + $3::interval
+ WHERE task_id = $1 AND fence = $2 AND status = 'running' AND stop_requested_at IS NULL
+RETURNING task_id
+"""
+
+_END_READING = """
+WITH task AS (
+    UPDATE task_history SET lease_owner = NULL, lease_until = NULL
+     WHERE task_id = $1 AND fence = $2 AND status = 'running'
+    RETURNING task_id
+)
+UPDATE sync_history r SET last_event_id = $3 FROM task WHERE r.task_id = task.task_id AND r.status = 'running'
+"""
+
+# Bulk loads are stopped by their walk, which counts exactly; these have none. What is owed to them stays owed.
+# language=sql
+_STOP = """
+WITH asked AS (
+    SELECT h.task_id
+      FROM task_history h
+      JOIN user_tokens t ON t.id = h.user_token_id
+      LEFT JOIN sync_history r ON r.task_id = h.task_id AND r.status = 'running'
+      LEFT JOIN run_windows w ON w.run_id = r.run_id
+     WHERE h.status IN ('queued', 'running', 'stopping') AND h.stop_requested_at IS NOT NULL
+       AND (h.kind IN ('journal', 'orders') OR r.run_id IS NULL
+            OR greatest(h.stop_requested_at, w.progress_at) < now() - $1::interval)
+       FOR UPDATE OF h SKIP LOCKED
+), runs AS (
+    UPDATE sync_history r SET status = 'stopped', completed_at = now()
+      FROM asked WHERE r.task_id = asked.task_id AND r.status = 'running'
+    RETURNING r.run_id
+), windows AS (
+    UPDATE run_windows w SET finished = true FROM runs WHERE w.run_id = runs.run_id
+)
+UPDATE task_history h SET status = 'stopped', finished_at = now(), lease_owner = NULL, lease_until = NULL
+  FROM asked WHERE h.task_id = asked.task_id
+"""
+
+_GIVE_UP = """
+UPDATE task_history h SET status = 'failed', finished_at = now(), error = 'the token was deactivated'
+  FROM user_tokens t
+ WHERE t.id = h.user_token_id AND t.status = 'deactivated' AND h.status = 'queued'
+"""
+
+# A walk looks between two pages whether it should stop; one that does not is not there any more.
+_STOP_PATIENCE = timedelta(seconds=30)
+
+
+class LeaseLostError(TransientError):
+    """Somebody else has the task now, or it was stopped: what was begun must leave nothing."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A claimed task."""
+
+    task_id: UUID
+    token_id: int
+    user_id: str
+    kind: str
+    parameters: bytes
+    correlation_id: str | None
+    fence: int
+    is_resumed: bool
+
 
 class TaskPlanner:
     """Claims queued tasks and turns them into runs."""
@@ -86,163 +194,175 @@ class TaskPlanner:
         self,
         pool: asyncpg.Pool,
         allegro: AllegroClient,
-        producer: RecordProducer,
+        reader: PageReader,
+        publisher: Publisher,
         clock: Clock,
+        leases: Leases,
+        slots: Slots,
         settings: PollerSettings,
-        *,
-        owner: str,
     ) -> None:
         self._pool = pool
         self._allegro = allegro
-        self._producer = producer
+        self._reader = reader
+        self._publisher = publisher
         self._clock = clock
-        self._settings = settings
-        self._owner = owner
+        self._leases = leases
+        self._slots = slots
+        self._list_lag = timedelta(seconds=settings.sync_list_lag_seconds)
 
     async def turn(self) -> bool:
-        """Claim and plan what is queued; says whether there may be more."""
-        rows = await self._pool.fetch(
-            _CLAIM,
-            self._owner,
-            _BATCH,
-            timedelta(seconds=self._settings.poller_lease_seconds),
-            list(LISTING_KINDS),
-        )
-        for row in rows:
-            with correlated(row["correlation_id"], user=row["user_id"]):
-                await self._plan(row)
-        return len(rows) == _BATCH
+        """Begin what is queued and end what was stopped; says whether there may be more."""
+        await self._pool.execute(_STOP, _STOP_PATIENCE)
+        await self._pool.execute(_GIVE_UP)
+        return await self._slots.fill(self.claim, self.plan)
 
-    async def _plan(self, task: asyncpg.Record) -> None:
-        parameters: dict[str, Any] = json.loads(task["parameters"])
-        try:
-            match task["kind"]:
-                case "orders":
-                    await self._plan_orders(task, parameters["order_ids"])
-                case "journal":
-                    await self._plan_journal(task, datetime.fromisoformat(parameters["from"]))
-                case _:
-                    await self._plan_listing(task, parameters)
-        except (AllegroError, TransientError) as error:
-            logger.warning("task postponed", extra={"task_id": str(task["task_id"]), "error": str(error)})
-            await self._pool.execute(_POSTPONE_TASK, task["task_id"], task["fence"], str(error))
-
-    async def _plan_listing(self, task: asyncpg.Record, parameters: dict[str, Any]) -> None:
-        token_id = task["user_token_id"]
-        covered = await self._note_position(token_id) if task["kind"] == "initial" else None
-        bought_from, bought_to = window(parameters, now=self._clock.now())
-        run_id = uuid4()
-        async with self._pool.acquire() as connection, connection.transaction():
-            if not await self._begin(connection, task, run_id, (bought_from, bought_to), None):
-                return
-            if covered is not None:
-                await connection.execute(_COVER, token_id, covered)
-            await connection.execute(_CREATE_WINDOW, run_id, token_id, bought_from, bought_to)
-        # If this is lost, the window is sent out again for want of progress.
-        record = OrderWindow(token_id=token_id, run_id=run_id, bought_from=bought_from, bought_to=bought_to)
-        carried = headers(correlation_id=current_correlation_id(), run_id=run_id)
-        await self._producer.publish_all(self._settings.topics.order_windows, [(record.key, record.encode(), carried)])
-
-    async def _note_position(self, token_id: int) -> int:
-        """The journal position up to which the walk that begins now brings every order, less what lists lag behind."""
-        latest = await self._allegro.latest_event_id(token_id, traffic="live")
-        position = to_event_id(self._clock.now()) if latest is None else latest
-        lag = timedelta(seconds=self._settings.sync_list_lag_seconds)
-        return max(0, position - lag // timedelta(microseconds=1))
-
-    async def _plan_orders(self, task: asyncpg.Record, order_ids: Sequence[str]) -> None:
-        """What is owed is written down; sending it out is the redelivery's work, as for everything that is owed."""
-        run_id = uuid4()
-        unique = sorted(set(order_ids))
-        async with self._pool.acquire() as connection, connection.transaction():
-            if await self._begin(connection, task, run_id, None, len(unique)):
-                await connection.execute(_OWE, task["user_token_id"], unique, run_id)
-
-    async def _plan_journal(self, task: asyncpg.Record, moment: datetime) -> None:
-        """Read the journal from a date again: what is not stored comes to light, the cursor stays where it is."""
-        await self._read_again(task, to_event_id(moment.astimezone(UTC)))
-
-    async def _read_again(self, task: asyncpg.Record, position: int) -> None:
-        token_id = task["user_token_id"]
-        stored: list[tuple[int, str]] = []
-        known: set[int] = set()
-        while True:
-            page = await self._allegro.events(token_id, after=position, traffic="bulk")
-            ids = [event.event_id for event in page.events]
-            rows = await self._pool.fetch(
-                "SELECT event_id FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])",
-                token_id,
-                ids,
+    async def claim(self, limit: int) -> Sequence[Task]:
+        """Lease up to `limit` tasks that may begin; no other replica gets the same ones."""
+        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration, list(LISTING_KINDS))
+        return [
+            Task(
+                task_id=row["task_id"],
+                token_id=row["user_token_id"],
+                user_id=row["user_id"],
+                kind=row["kind"],
+                parameters=row["parameters"],
+                correlation_id=row["correlation_id"],
+                fence=row["fence"],
+                is_resumed=row["status"] == "running",
             )
-            known = {row["event_id"] for row in rows}
-            stored += [
-                (event.event_id, event.order_id)
-                for event in page.events
-                if event.event_id not in known and event.order_id is not None
-            ]
-            if len(page.events) < 1000:
-                break
-            position = max(ids)
+            for row in rows
+        ]
+
+    async def plan(self, task: Task) -> None:
+        """Make the task a run; one that cannot be done fails and says why, one that cannot yet is tried again."""
+        with correlated(task.correlation_id, user=task.user_id):
+            try:
+                await self._plan(task)
+            except LeaseLostError as error:
+                logger.info("task not begun", extra={"task_id": str(task.task_id), "reason": str(error)})
+            except PermanentError as error:
+                metrics.tasks.labels(task.kind, "refused").inc()
+                logger.error("task refused", extra={"task_id": str(task.task_id), "error": _text(error)})
+                await self._pool.execute(_REFUSE, task.task_id, task.fence, _text(error))
+            except (AllegroError, TransientError) as error:
+                logger.warning("task postponed", extra={"task_id": str(task.task_id), "error": _text(error)})
+                await self._pool.execute(_POSTPONE, task.task_id, task.fence, _POSTPONED, _text(error))
+            else:
+                metrics.tasks.labels(task.kind, "begun").inc()
+
+    async def _plan(self, task: Task) -> None:
+        parameters = TaskParameters.read(task.parameters)
+        match task.kind:
+            case "orders":
+                await self._plan_orders(task, parameters)
+            case "journal":
+                await self._read_journal_again(task, parameters)
+            case _:
+                await self._plan_listing(task, parameters)
+
+    async def _plan_listing(self, task: Task, parameters: TaskParameters) -> None:
+        covered = await self._covered(task.token_id) if task.kind == "initial" else None
+        wanted = window(task.kind, parameters, now=self._clock.now())
         run_id = uuid4()
-        orders = sorted({order_id for _, order_id in stored})
         async with self._pool.acquire() as connection, connection.transaction():
-            if not await self._begin(connection, task, run_id, None, len(orders)):
-                return
-            await connection.execute(_OWE, token_id, orders, run_id)
-            # The next turn of the journal reads from before the first event that is missing.
-            if stored:
-                await connection.execute(
-                    "UPDATE journal_cursors SET stored_event_id = least(stored_event_id, $2), published_event_id = 0"
-                    " WHERE user_token_id = $1",
-                    token_id,
-                    min(event_id for event_id, _ in stored) - 1,
+            await self._lock_listings(connection, task)
+            await self._begin(connection, task, run_id, window=(wanted.bought_from, wanted.bought_to))
+            if covered is not None:
+                await connection.execute(_COVER, task.token_id, covered)
+            await connection.execute(_CREATE_WINDOW, run_id, task.token_id, wanted.bought_from, wanted.bought_to)
+        # If this is lost, the window is sent out again for want of progress.
+        await self._publisher.windows(
+            [
+                OrderWindow(
+                    token_id=task.token_id, run_id=run_id, bought_from=wanted.bought_from, bought_to=wanted.bought_to
                 )
+            ]
+        )
+
+    async def _covered(self, token_id: int) -> int:
+        latest = await self._allegro.latest_event_id(token_id, traffic="live")
+        return covered_position(latest, to_event_id(self._clock.now()), list_lag=self._list_lag)
+
+    async def _lock_listings(self, connection: asyncpg.Connection, task: Task) -> None:
+        """Two tasks must not both find that no other listing runs."""
+        await connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('listing ' || $1::bigint, 0))", task.token_id
+        )
+        if await connection.fetchval(_LISTING_RUNS, task.token_id, list(LISTING_KINDS)):
+            raise TransientError("another listing of this token is running")
+
+    async def _plan_orders(self, task: Task, parameters: TaskParameters) -> None:
+        """What is owed is written down; sending it out is the redelivery's work, as for everything that is owed."""
+        if not parameters.order_ids:
+            raise UnusableParametersError("order_ids: missing")
+        unique = sorted(set(parameters.order_ids))
+        run_id = uuid4()
+        async with self._pool.acquire() as connection, connection.transaction():
+            await self._begin(connection, task, run_id, expected=len(unique))
+            await connection.execute(_OWE, task.token_id, unique, run_id)
+
+    async def _read_journal_again(self, task: Task, parameters: TaskParameters) -> None:
+        """Publish the journal once more from a date on: what is missing gets stored, what is stored stays as it is.
+
+        The cursor is not touched: it goes on by itself, and passes these events where they lie behind it.
+        """
+        if parameters.from_ is None:
+            raise UnusableParametersError("from: missing")
+        run_id = await self._run_of(task)
+        cursor = await self._cursor(task.token_id)
+        position = max(to_event_id(parameters.from_), 0)
+        last = 0
+        while True:
+            await self._heartbeat(task)
+            page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
+            if page.links:
+                last = page.links[-1].event.event_id
+                records = self._reader.records(task.token_id, page, cursor, run_id=run_id, run_last=last)
+                await self._publisher.events(records, run_id=run_id)
+                metrics.published_events.inc(len(records))
+            if page.is_last:
+                break
+            position = page.read_up_to
+        await self._pool.execute(_END_READING, task.task_id, task.fence, last)
+
+    async def _run_of(self, task: Task) -> UUID:
+        """The run of this task: a new one, or the one that a reader left behind when it died."""
+        if task.is_resumed:
+            known: UUID | None = await self._pool.fetchval(_RUN_OF_TASK, task.task_id)
+            if known is None:
+                raise LeaseLostError("its run has ended")
+            return known
+        run_id = uuid4()
+        async with self._pool.acquire() as connection, connection.transaction():
+            await self._begin(connection, task, run_id, last_event_id=_UNKNOWN_YET, keep_lease=True)
+        return run_id
+
+    async def _cursor(self, token_id: int) -> Cursor:
+        row = await self._pool.fetchrow(_CURSOR, token_id)
+        return Cursor(stored_event_id=row["stored_event_id"], covered_event_id=row["covered_event_id"])
+
+    async def _heartbeat(self, task: Task) -> None:
+        if await self._pool.fetchval(_HEARTBEAT, task.task_id, task.fence, self._leases.duration) is None:
+            raise LeaseLostError("it was stopped, or another replica has it")
 
     async def _begin(
         self,
         connection: asyncpg.Connection,
-        task: asyncpg.Record,
+        task: Task,
         run_id: UUID,
-        bounds: tuple[datetime, datetime] | None,
-        expected: int | None,
-    ) -> bool:
-        """Make the task a run; False if it is not ours any more, or has to wait for another listing."""
-        token_id = task["user_token_id"]
-        await connection.execute("SELECT FROM user_tokens WHERE id = $1 FOR NO KEY UPDATE", token_id)
-        created = await connection.execute(
-            _CREATE_RUN,
-            run_id,
-            task["task_id"],
-            token_id,
-            task["user_id"],
-            task["kind"],
-            bounds[0] if bounds else None,
-            bounds[1] if bounds else None,
-            expected,
-            list(LISTING_KINDS),
-        )
-        if created.endswith(" 0"):
-            await connection.execute(
-                "UPDATE task_history SET lease_owner = NULL, lease_until = NULL WHERE task_id = $1 AND fence = $2",
-                task["task_id"],
-                task["fence"],
-            )
-            return False
-        ours = await connection.execute(_RUN_TASK, task["task_id"], task["fence"])
+        *,
+        window: tuple[datetime, datetime] | tuple[None, None] = (None, None),
+        expected: int | None = None,
+        last_event_id: int | None = None,
+        keep_lease: bool = False,
+    ) -> None:
+        """Make the task a run; raises LeaseLostError if it is not ours any more."""
+        ours: str = await connection.execute(_BEGIN_TASK, task.task_id, task.fence, keep_lease)
         if ours.endswith(" 0"):
-            raise _LeaseLostError(f"task {task['task_id']} was stopped, or its lease ran out")
-        return True
+            raise LeaseLostError("it was stopped, or another replica has it")
+        values: tuple[Any, ...] = (task.token_id, task.user_id, task.kind, *window, expected, last_event_id)
+        await connection.execute(_CREATE_RUN, run_id, task.task_id, *values)
 
 
-class _LeaseLostError(TransientError):
-    """Somebody else has the task now, or it was stopped: the transaction must leave nothing."""
-
-
-def window(parameters: dict[str, Any], *, now: datetime) -> tuple[datetime, datetime]:
-    """The purchases to list: what was asked for, else everything that Allegro has."""
-    start = parameters.get("from")
-    end = parameters.get("to")
-    return (
-        datetime.fromisoformat(start) if start else now - _LISTED,
-        datetime.fromisoformat(end) if end else now + _MARGIN,
-    )
+def _text(error: Exception) -> str:
+    return scrub(str(error) or type(error).__name__)[:_MAX_ERROR_LENGTH]

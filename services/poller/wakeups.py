@@ -1,16 +1,15 @@
 """NOTIFY makes the poller quicker; without it, everything happens a little later."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import asyncpg
 
 _CHECK_SECONDS = 10.0
 
 
-async def listen(database_url: str, wakes: Mapping[str, asyncio.Event], progressed: Any) -> None:
-    """Set the event of each channel that is notified; runs until the connection is lost.
+async def listen(database_url: str, wakes: Mapping[str, asyncio.Event], progressed: Callable[[], None]) -> None:
+    """Set the event of each channel that is notified; raises the driver's errors when the connection is lost.
 
     A connection of its own: one from a pool forgets its listeners when it is given back.
     """
@@ -20,8 +19,9 @@ async def listen(database_url: str, wakes: Mapping[str, asyncio.Event], progress
         wakes[channel].set()
 
     try:
-        for channel in wakes:
+        for channel, event in wakes.items():
             await connection.add_listener(channel, wake)
+            event.set()  # what was notified while nobody listened
         while True:
             await connection.fetchval("SELECT 1")  # notices a connection that is dead at the other end
             progressed()

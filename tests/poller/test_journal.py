@@ -8,8 +8,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.poller.journal import JournalReader
+from services.poller.journal import JournalPoller
+from services.poller.leases import Leases
+from services.poller.publish import Publisher
+from services.poller.reading import PageReader
 from services.poller.settings import PollerSettings
+from services.poller.slots import Slots
 from services.writer.batch import collect
 from services.writer.store import Store
 from shared.allegro.bodies import JournalEvent, journal_event
@@ -17,7 +21,8 @@ from shared.allegro.client import JournalPage
 from shared.allegro.errors import AllegroUnavailableError
 from shared.clock import DatabaseClock, to_event_id
 from shared.database import database_now, open_pool
-from shared.kafka import OutgoingRecord
+from shared.kafka import OutgoingRecord, PublishFailedError
+from shared.topics import Topics
 from tests.builders import a_token, consumed
 
 pytestmark = pytest.mark.integration
@@ -25,7 +30,7 @@ pytestmark = pytest.mark.integration
 SETTINGS = PollerSettings.model_construct(
     poller_concurrency=50,
     poller_lease_seconds=60.0,
-    poller_max_pages=10,
+    poller_max_pages=2,
     poller_overlap_seconds=0.0,
     poller_redelivery_seconds=30.0,
     sync_tracked_event_types=frozenset(),
@@ -70,8 +75,11 @@ class Topic:
         self._store = Store(pool)
         self.published = 0
         self.losing = False
+        self.error: Exception | None = None
 
     async def publish_all(self, _topic: str, records: Sequence[OutgoingRecord]) -> None:
+        if self.error is not None:
+            raise self.error
         self.published += len(records)
         if not self.losing:
             batch = collect([consumed(value) for _key, value, _headers in records], dead_letter_topic="dead")
@@ -87,26 +95,41 @@ class World:
         # The journal of these tests is young: an old cursor would start a listing.
         self.base = to_event_id(clock.now())
 
-    def reader(self, owner: str = "one", **changes: Any) -> JournalReader:
-        return JournalReader(
-            self.pool,
-            self.allegro,  # type: ignore[arg-type]
-            self.topic,  # type: ignore[arg-type]
-            self.clock,
-            SETTINGS.model_copy(update=changes),
-            owner=owner,
-        )
+    def replica(self, owner: str = "one", **changes: Any) -> "Replica":
+        return Replica(self, owner, SETTINGS.model_copy(update=changes))
 
     async def due(self) -> None:
         await self.pool.execute("UPDATE active_sync_schedules SET next_run = now() - interval '1 second'")
 
     async def turn(self, owner: str = "one") -> None:
         await self.due()
-        await self.reader(owner).turn()
+        await self.replica(owner).turn()
 
     async def cursor(self) -> int:
         stored: int = await self.pool.fetchval("SELECT stored_event_id FROM journal_cursors")
         return stored
+
+
+class Replica:
+    """One process's journal poller; `turn` waits for the looks it began."""
+
+    def __init__(self, world: World, owner: str, settings: PollerSettings) -> None:
+        self.leases = Leases(world.pool, seconds=settings.poller_lease_seconds)
+        self.leases.owner = owner
+        self.slots = Slots("journal", settings.poller_concurrency)
+        self.poller = JournalPoller(
+            world.pool,
+            PageReader(world.pool, world.allegro, tracked_event_types=()),  # type: ignore[arg-type]
+            Publisher(world.topic, Topics()),  # type: ignore[arg-type]
+            world.clock,
+            self.leases,
+            self.slots,
+            settings,
+        )
+
+    async def turn(self) -> None:
+        await self.poller.turn()
+        await self.slots.idle()
 
 
 async def a_schedule(pool: asyncpg.Pool, token_id: int) -> None:
@@ -155,13 +178,107 @@ async def test_what_kafka_lost_is_published_again_without_an_operator(world: Wor
     await world.turn()
     while_in_flight = world.topic.published
     world.topic.losing = False
-    await world.pool.execute("UPDATE journal_cursors SET published_at = now() - interval '31 seconds'")
+    await world.pool.execute(
+        "UPDATE journal_cursors SET published_at = now() - interval '31 seconds', stored_at = now() - interval '1 hour'"
+    )
 
     await world.turn()
 
     assert while_in_flight == 2
     assert await world.cursor() == world.base + 2
-    assert await world.pool.fetchval("SELECT rewinds FROM journal_cursors") >= 0
+    assert await world.pool.fetchval("SELECT rewinds FROM journal_cursors") == 0
+
+
+async def test_a_busy_journal_does_not_hide_that_its_cursor_stands_still(world: World) -> None:
+    """Kafka lost a record; new ones are published all the time, so the last publication is always fresh."""
+    await world.pool.execute("UPDATE journal_cursors SET stored_at = now() - interval '1 hour'")
+    world.allegro.lines = [a_line(world.base + 1)]
+    world.topic.losing = True
+    await world.turn()
+    world.topic.losing = False
+    for number in range(2, 6):
+        await world.pool.execute("UPDATE journal_cursors SET published_at = published_at - interval '10 seconds'")
+        world.allegro.lines.append(a_line(world.base + number))
+        await world.turn()
+
+    await world.turn()
+
+    assert await world.cursor() == world.base + 5
+    assert await world.pool.fetchval("SELECT count(*) FROM order_events") == 5
+
+
+async def test_a_slow_seller_delays_nobody(world: World) -> None:
+    """Its look hangs; the other token is looked at by the same process meanwhile (E3)."""
+    other = await a_token(world.pool, user_id="shop-2")
+    hanging = asyncio.Event()
+    world.allegro.on_read = hanging.wait
+    replica = world.replica()
+    async with replica.slots:
+        await replica.poller.turn()
+        await a_schedule(world.pool, other)
+        reached = asyncio.Event()
+        world.allegro.on_read = reached.set
+
+        await replica.poller.turn()
+        async with asyncio.timeout(10):
+            await reached.wait()
+
+    assert [token_id for token_id, _ in world.allegro.reads][1] == other
+
+
+async def test_a_backlog_is_read_in_bounded_pieces_without_a_pause(world: World) -> None:
+    world.allegro.lines = [a_line(world.base + number) for number in range(1, 3501)]
+
+    await world.turn()
+    soon = await world.pool.fetchval("SELECT next_run <= now() FROM active_sync_schedules")
+    await world.replica().turn()
+
+    assert soon
+    assert await world.cursor() == world.base + 3500
+    assert [after for _, after in world.allegro.reads] == [world.base * (n > 0) + 1000 * n for n in range(4)]
+    runs = await world.pool.fetch("SELECT status, events_stored FROM sync_history ORDER BY started_at")
+    assert [run["events_stored"] for run in runs] == [2000, 1500]
+
+
+async def test_while_kafka_is_away_no_seller_is_blamed_and_allegro_is_left_alone(world: World) -> None:
+    world.allegro.lines = [a_line(world.base + 1)]
+    world.topic.error = PublishFailedError("away")
+    replica = world.replica()
+    await world.due()
+    await replica.turn()
+    await world.due()
+
+    await replica.turn()
+
+    schedule = await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
+    assert (schedule["consecutive_failures"], schedule["last_error"]) == (0, "away")
+    assert schedule["lease_owner"] is None
+    assert len(world.allegro.reads) == 1
+
+
+async def test_a_dormant_shop_starts_no_listing(world: World) -> None:
+    """Its cursor is as old as its last sale, but somebody has looked all the time."""
+    old = to_event_id(world.clock.now() - timedelta(days=200))
+    await world.pool.execute("UPDATE journal_cursors SET stored_event_id = $1", old)
+    await world.pool.execute("UPDATE active_sync_schedules SET last_success = now() - interval '3 minutes'")
+
+    await world.turn()
+
+    assert await world.pool.fetchval("SELECT count(*) FROM task_history") == 0
+
+
+async def test_the_journal_of_a_new_token_waits_until_its_load_has_begun(world: World) -> None:
+    await world.pool.execute(
+        "INSERT INTO task_history (task_id, user_token_id, user_id, kind)"
+        " SELECT gen_random_uuid(), id, user_id, 'initial' FROM user_tokens"
+    )
+    await world.turn()
+    reads_before = len(world.allegro.reads)
+    await world.pool.execute("UPDATE journal_cursors SET covered_event_id = 1")
+
+    await world.turn()
+
+    assert (reads_before, len(world.allegro.reads)) == (0, 1)
 
 
 async def test_two_replicas_never_read_one_journal_at_the_same_time(world: World) -> None:
@@ -178,7 +295,7 @@ async def test_two_replicas_never_read_one_journal_at_the_same_time(world: World
 
     world.allegro.on_read = count
     await world.due()
-    await asyncio.gather(*(world.reader(f"replica-{number}").turn() for number in range(6)))
+    await asyncio.gather(*(world.replica(f"replica-{number}").turn() for number in range(6)))
 
     assert most == 1
     assert len(world.allegro.reads) == 1
@@ -188,7 +305,7 @@ async def test_a_replica_that_lost_its_lease_changes_nothing_when_it_comes_back(
     async def while_paused() -> None:
         world.allegro.on_read = lambda: None
         await world.pool.execute("UPDATE active_sync_schedules SET lease_until = now() - interval '1 second'")
-        await world.reader("another").turn()
+        await world.replica("another").turn()
         await world.pool.execute("UPDATE active_sync_schedules SET next_run = 'infinity'")
 
     world.allegro.lines = [a_line(world.base + 1)]
@@ -209,15 +326,14 @@ async def test_a_replica_that_ends_gives_back_what_it_claimed(world: World) -> N
 
     world.allegro.on_read = hang
     await world.due()
-    reader = world.reader("ending")
-    task = asyncio.create_task(reader.turn())
-    await started.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await reader.release()
+    ending = world.replica("ending")
+    async with ending.slots:
+        await ending.poller.turn()
+        await started.wait()
+    await ending.leases.release()
     world.allegro.on_read = lambda: None
 
-    await world.reader("another").turn()
+    await world.replica("another").turn()
 
     assert len(world.allegro.reads) == 2
 
@@ -230,7 +346,7 @@ async def test_a_failing_journal_is_tried_again_later_and_says_why(world: World)
     schedule = await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
     assert "maintenance" in schedule["last_error"]
     assert (schedule["consecutive_failures"], schedule["last_success"]) == (1, None)
-    assert schedule["next_run"] > world.clock.now() + timedelta(seconds=180)
+    assert schedule["next_run"] > world.clock.now() + timedelta(seconds=4)
 
 
 async def test_events_of_the_initial_load_are_stored_without_a_look(world: World) -> None:

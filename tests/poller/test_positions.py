@@ -2,11 +2,20 @@
 
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.poller.journal import next_interval
-from services.poller.positions import Cursor, Start, chain, reading_start, wanted_after
+from services.poller.journal import next_interval, retry_delay
+from services.poller.positions import (
+    Cursor,
+    Start,
+    chain,
+    covered_position,
+    has_gap,
+    reading_start,
+    wanted_after,
+)
 from services.writer.batch import advance_cursor
 from shared.allegro.bodies import JournalEvent
 from shared.clock import to_event_id
@@ -29,24 +38,44 @@ def a_journal_line(event_id: int) -> JournalEvent:
     )
 
 
-def start(cursor: Cursor, *, seconds: float = 0.0) -> Start:
-    return reading_start(cursor, now=after(seconds), overlap=OVERLAP, redelivery=REDELIVERY)
+def start(cursor: Cursor) -> Start:
+    return reading_start(cursor, overlap=OVERLAP, redelivery=REDELIVERY)
 
 
 def test_a_turn_reads_on_from_the_stored_position_less_the_overlap() -> None:
-    assert start(Cursor(1000, 1000, NOON, 0)) == Start(950, rewound=False)
-    assert start(Cursor(10, 0, None, 0)) == Start(0, rewound=False)
+    assert start(Cursor(1000, 1000, timedelta(0))) == Start(950)
+    assert start(Cursor(10)) == Start(0)
 
 
 def test_what_is_on_its_way_is_not_read_again_at_once() -> None:
-    assert start(Cursor(1000, 2000, NOON, 0), seconds=59) == Start(2000, rewound=False)
+    assert start(Cursor(1000, 2000, timedelta(seconds=59))) == Start(2000, continues=True)
 
 
-def test_what_is_not_stored_in_time_is_read_again_with_growing_patience() -> None:
-    assert start(Cursor(1000, 2000, NOON, 0), seconds=60) == Start(950, rewound=True)
-    assert start(Cursor(1000, 2000, NOON, 1), seconds=60) == Start(2000, rewound=False)
-    assert start(Cursor(1000, 2000, NOON, 1), seconds=120) == Start(950, rewound=True)
-    assert start(Cursor(1000, 2000, NOON, 99), seconds=960) == Start(950, rewound=True)
+@pytest.mark.parametrize(("rewinds", "seconds"), [(0, 60), (1, 120), (99, 960)])
+def test_what_is_not_stored_in_time_is_read_again_with_growing_patience(rewinds: int, seconds: int) -> None:
+    early = Cursor(1000, 2000, timedelta(seconds=seconds - 1), rewinds)
+    late = Cursor(1000, 2000, timedelta(seconds=seconds), rewinds)
+
+    assert start(early).continues
+    assert start(late) == Start(950, rewound=True)
+
+
+@given(
+    stored=st.integers(0, 10**16),
+    published=st.integers(0, 10**16),
+    unconfirmed=st.none() | st.integers(0, 10**6),
+    rewinds=st.integers(0, 50),
+)
+def test_a_turn_never_begins_beyond_what_is_stored_or_was_published(
+    stored: int, published: int, unconfirmed: int | None, rewinds: int
+) -> None:
+    age = None if unconfirmed is None else timedelta(seconds=unconfirmed)
+
+    begun = start(Cursor(stored, published, age, rewinds))
+
+    assert 0 <= begun.after <= max(stored, published)
+    assert begun.continues == (begun.after > stored)
+    assert not (begun.continues and begun.rewound)
 
 
 @given(data=st.data())
@@ -99,7 +128,38 @@ def test_a_look_has_to_be_later_than_the_journal_line_by_allegros_clock() -> Non
 def test_turns_are_spread_and_grow_apart_after_failures() -> None:
     minute = timedelta(minutes=1)
 
-    assert next_interval(minute, 0, jitter=0.5) == minute
-    assert next_interval(minute, 0, jitter=1.0) > minute > next_interval(minute, 0, jitter=0.0)
-    assert next_interval(minute, 3, jitter=0.5) == 8 * minute
-    assert next_interval(minute, 99, jitter=0.5) == timedelta(minutes=30)
+    assert next_interval(minute, jitter=0.5) == minute
+    assert next_interval(minute, jitter=1.0) > minute > next_interval(minute, jitter=0.0)
+    assert retry_delay(1, minute, None, jitter=1.0) == timedelta(seconds=10)
+    assert retry_delay(3, minute, None, jitter=1.0) == timedelta(seconds=40)
+    assert retry_delay(99, minute, None, jitter=1.0) == timedelta(minutes=5)
+    assert retry_delay(99, 60 * minute, None, jitter=1.0) == timedelta(hours=1)
+    assert retry_delay(1, minute, timedelta(seconds=90), jitter=0.0) == timedelta(seconds=90)
+
+
+def test_the_initial_load_covers_the_journal_up_to_its_end_less_the_lag_of_lists() -> None:
+    lag = timedelta(microseconds=10)
+
+    assert covered_position(500, 1000, list_lag=lag) == 490
+    assert covered_position(5000, 1000, list_lag=lag) == 990
+    assert covered_position(None, 1000, list_lag=lag) == 990
+    assert covered_position(5, 1000, list_lag=lag) == 0
+
+
+@pytest.mark.parametrize(
+    ("cursor", "stored_days", "success_days", "gap"),
+    [
+        (Cursor(0), 20_000, None, False),  # a new token
+        (Cursor(1000, 1000), 59, 59, False),
+        (Cursor(1000, 1000), 61, 0, False),  # a shop without a sale, looked at all the time
+        (Cursor(1000, 1000), 61, 61, True),  # nobody looked
+        (Cursor(1000, 1000), 61, None, True),
+        (Cursor(1000, 2000), 61, 0, True),  # looked at, but never stored
+    ],
+)
+def test_an_old_cursor_is_a_gap_only_if_nobody_looked_or_nothing_was_stored(
+    cursor: Cursor, stored_days: int, success_days: int | None, gap: bool
+) -> None:
+    since = None if success_days is None else timedelta(days=success_days)
+
+    assert has_gap(cursor, stored_age=timedelta(days=stored_days), since_success=since) is gap

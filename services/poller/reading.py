@@ -1,0 +1,75 @@
+"""Pages of a journal, less what is stored already, as records in unbroken steps."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+
+from services.poller.positions import Cursor, Link, chain, wanted_after
+from shared.allegro.client import AllegroClient
+from shared.messages import OrderEvent
+from shared.request_limits import Traffic
+
+PAGE_SIZE = 1000
+
+_KNOWN = "SELECT event_id FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a journal, reduced to what is worth publishing."""
+
+    links: Sequence[Link]
+    read_up_to: int
+    is_last: bool
+    received_at: datetime
+    clock_ahead: timedelta | None
+
+
+class PageReader:
+    """Reads pages for whoever publishes them."""
+
+    def __init__(self, pool: asyncpg.Pool, allegro: AllegroClient, *, tracked_event_types: Collection[str]) -> None:
+        self._pool = pool
+        self._allegro = allegro
+        self._tracked = tracked_event_types
+
+    async def page(self, token_id: int, cursor: Cursor, *, after: int, traffic: Traffic = "live") -> Page:
+        """The page after a position; raises the errors of shared.allegro.errors."""
+        answer = await self._allegro.events(token_id, after=after, limit=PAGE_SIZE, traffic=traffic)
+        stored = cursor.stored_event_id
+        asked = [event.event_id for event in answer.events if event.event_id <= stored]
+        known = {row["event_id"] for row in await self._pool.fetch(_KNOWN, token_id, asked)} if asked else ()
+        return Page(
+            links=list(chain(answer.events, after=after, stored_event_id=stored, known=known)),
+            read_up_to=max((event.event_id for event in answer.events), default=after),
+            is_last=len(answer.events) < PAGE_SIZE,
+            received_at=answer.received_at,
+            clock_ahead=answer.clock_ahead,
+        )
+
+    def records(self, token_id: int, page: Page, cursor: Cursor, *, run_id: UUID, run_last: int) -> list[OrderEvent]:
+        """The records of a page, for a run that is complete when `run_last` is stored."""
+        return [
+            OrderEvent(
+                token_id=token_id,
+                event_id=link.event.event_id,
+                follows_event_id=link.follows,
+                event_type=link.event.event_type,
+                occurred_at=link.event.occurred_at,
+                order_id=link.event.order_id,
+                revision=link.event.revision,
+                bought_at=link.event.bought_at,
+                fetch=link.event.event_id > cursor.covered_event_id
+                and (not self._tracked or link.event.event_type in self._tracked),
+                wanted_after=wanted_after(
+                    link.event.event_id, received_at=page.received_at, clock_ahead=page.clock_ahead
+                ),
+                run_id=run_id,
+                run_last_event_id=run_last,
+                event=link.event.raw,
+            )
+            for link in page.links
+        ]
