@@ -28,7 +28,7 @@ class Dice:
         return int.from_bytes(self.roll(number)[:6], "little") / 2**48
 
 
-class Sequence:
+class Rolls:
     """Dice that are rolled again and again: the nth fraction of a run is the same in every run."""
 
     def __init__(self, dice: Dice) -> None:

@@ -52,7 +52,7 @@ class Journal:
                 yield ids[position], entry
 
     @cached_property
-    def _index(self) -> tuple[array[int], array[int]]:
+    def _index(self) -> "tuple[array[int], array[int]]":
         ids, references = array("Q"), array("Q")
         last = 0
         for written_us, order, place, kind in sorted(self._history.events(self._oldest_ms)):

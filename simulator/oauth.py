@@ -71,6 +71,7 @@ class Pair(msgspec.Struct, tag="pair", array_like=True):
     issued_us: int
     spent_us: int | None = None
     access_alive: bool = True
+    jti: str = ""
 
 
 Record = Device | Session | Pair
@@ -222,6 +223,10 @@ class OAuth:
     def has_session(self, seller: int) -> bool:
         return any(one.seller == seller and one.alive and not one.useless for one in self.sessions.values())
 
+    def seller_of_refresh(self, token: str) -> int | None:
+        pair = self._by_refresh.get(token)
+        return None if pair is None else self.sessions[pair.session].seller
+
     def scopes(self) -> str:
         return _ALL_SCOPES if self._settings.long_tokens else _ORDERS_SCOPES
 
@@ -246,7 +251,7 @@ class OAuth:
             "iss": "https://allegro.pl",
             "client_id": session.client_id,
         }
-        jti = self._jti()
+        pair.jti = jti = self._jti()
         pair.access = self._token({"exp": self._expiry(now_us, self._settings.token_lifetime), "jti": jti, **claims})
         pair.refresh = self._token(
             {"exp": self._expiry(now_us, self._settings.refresh_lifetime), "jti": self._jti(), "ati": jti, **claims}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Final, cast
 from urllib.parse import parse_qsl, unquote
 
 _MOST_HEAD_BYTES: Final = 64 * 1024
@@ -111,13 +111,13 @@ class _Connection(asyncio.Protocol):
         self._asked_to_continue = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a TCP server gives nothing else
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        # uvloop's are not of that class, only of its shape.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.connections.discard(self)
+        self._server.forget(self)
         self._may_write.set()
         if self._task is not None:
             self._task.cancel()
@@ -286,6 +286,7 @@ class Server:
         self.connections: set[_Connection] = set()
         self._date = (0, b"")
         self._listener: asyncio.Server | None = None
+        self._empty: asyncio.Event | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port."""
@@ -297,11 +298,16 @@ class Server:
     async def stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
-        for connection in list(self.connections):
-            connection.drop()
-        # Connections leave the set when the loop has seen them go.
-        while self.connections:
-            await asyncio.sleep(0)
+        if self.connections:
+            self._empty = asyncio.Event()
+            for connection in list(self.connections):
+                connection.drop()
+            await self._empty.wait()
+
+    def forget(self, connection: _Connection) -> None:
+        self.connections.discard(connection)
+        if self._empty is not None and not self.connections:
+            self._empty.set()
 
     def date(self) -> bytes:
         now = int(asyncio.get_running_loop().time())

@@ -13,7 +13,7 @@ import msgspec
 from simulator import catalogue, timeline
 from simulator.catalogue import Shop
 from simulator.clock import DAY_MS, SECOND_US, Agenda, Clock
-from simulator.dice import Dice, Sequence as Rolls
+from simulator.dice import Dice, Rolls
 from simulator.faults import Faults
 from simulator.history import History
 from simulator.identity import FORM_DELAY_MS, MAX_LINES, origin, seller_number
