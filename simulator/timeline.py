@@ -97,8 +97,10 @@ def plan(roll: bytes, bought_ms: int) -> list[Step]:
     if kind >= 252:  # bought and never filled in
         steps.append((AUTO_CANCELLED, bought_ms + _AUTO_CANCEL))
         return steps
-    # BOUGHT and FILLED_IN usually share the time.
-    filled_ms = bought_ms if roll[3] < 180 else bought_ms + roll[3] * 7 * _SECOND
+    # BOUGHT and FILLED_IN usually share the time; when they are seconds apart, their ids may be the other way round.
+    filled_ms = bought_ms
+    if roll[3] >= 150:
+        filled_ms += 2 * _SECOND if roll[3] < 200 else roll[3] * 7 * _SECOND
     steps.append((FILLED_IN, filled_ms))
     if kind >= 246:
         steps.append((AUTO_CANCELLED, filled_ms + _AUTO_CANCEL))
@@ -125,6 +127,8 @@ def _with_fulfillment(steps: list[Step], roll: bytes, ready_ms: int) -> list[Ste
     if roll[9] >= 24:
         steps.append((PROCESSING, at_ms))
         at_ms += _HOUR // 2 + roll[10] * 120 * _SECOND
+    if roll[9] >= 250:  # forgotten by the seller
+        return steps
     if roll[9] >= 128:
         steps.append((READY_FOR_SHIPMENT, at_ms))
         at_ms += _HOUR // 2 + roll[11] * 60 * _SECOND
