@@ -1,79 +1,89 @@
 """The API put together; its parameters are all that a test has to give."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
-from prometheus_client import make_asgi_app
+from fastapi import APIRouter, Depends, FastAPI
 
 from services.api import problems
-from services.api.context import Resources
-from services.api.endpoints import authorizations, health, orders, sync, tokens
+from services.api.access import identify
+from services.api.context import SERVICE, Connections
+from services.api.documentation import TAGS, document
+from services.api.endpoints import authorizations, dead_letters, health, orders, runs, schedules, tasks, tokens
 from services.api.middleware import RequestFrame
+from services.api.problems import (
+    BadRequestError,
+    DatabaseUnavailableError,
+    InternalError,
+    InvalidInputError,
+    UnavailableError,
+    documented,
+)
 from services.api.settings import ApiSettings
-from shared.allegro.connection import connect
-from shared.database import close_pool, wait_for_pool
 from shared.health import Health
-from shared.kafka import RecordProducer, check_kafka, faststream_broker
-from shared.service import BackgroundLoops
 
-SERVICE = "api"
+__all__ = ["SERVICE", "build_app"]
+
 PREFIX = "/api/v1"
+_EVERYWHERE = (BadRequestError, InvalidInputError, InternalError, DatabaseUnavailableError, UnavailableError)
 
 
-def build_app(settings: ApiSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """The application: connections are opened when it starts and closed in reverse when it ends."""
-    keyring = settings.keyring()
+def build_app(
+    settings: ApiSettings,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+    give_up: Callable[[], None] | None = None,
+) -> FastAPI:
+    """The application. It starts without PostgreSQL and opens its connections as soon as it can.
+
+    `transport` takes Allegro's place; `give_up` ends the service if it finds out late that it cannot start (SIGTERM to
+    this process unless given).
+    """
     state = Health()
+    connections = Connections(settings, state, transport)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            pool = await wait_for_pool(
-                settings.database_url.get_secret_value(), service=SERVICE, max_size=settings.database_pool_size
-            )
-            stack.push_async_callback(close_pool, pool)
-            producer = await stack.enter_async_context(RecordProducer(settings, service=SERVICE))
-            loops = await stack.enter_async_context(BackgroundLoops(state))
-            allegro = await connect(stack, settings, keyring, pool, loops, transport=transport)
-            broker = faststream_broker(settings, service=SERVICE)
-            await broker.connect()
-            stack.push_async_callback(broker.stop)
-            app.state.resources = Resources(settings, pool, allegro, keyring, producer, state)
-            state.add_check("database", partial(pool.fetchval, "SELECT 1"))
-            state.add_check("kafka", partial(check_kafka, broker))
-            state.started()
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with connections.opened(give_up=give_up):
             yield
 
     app = FastAPI(
         title="Allegro Orders Backup",
         summary="A complete, always current copy of the orders of many Allegro sellers.",
+        description="Every error is a problem document (RFC 9457); lists are paged by `next` and the `Link` header.",
         version="1",
         lifespan=lifespan,
         openapi_url="/openapi.json",
-        redirect_slashes=True,
+        openapi_tags=TAGS,
+        generate_unique_id_function=lambda route: route.name,
     )
+    app.state.connections = connections
+    app.state.health = state
     app.include_router(health.router)
-    for router in (authorizations.router, tokens.router, sync.router, orders.router):
-        app.include_router(router, prefix=PREFIX)
-    _add_health_routes(app, state)
+    app.include_router(_version_1(), prefix=PREFIX)
     problems.install(app)
-    app.add_middleware(RequestFrame)
+    app.add_middleware(RequestFrame, own_names_only=not settings.api_allow_unauthenticated)
+    _document(app)
     return app
 
 
-def _add_health_routes(app: FastAPI, state: Health) -> None:
-    @app.get("/livez", include_in_schema=False)
-    async def livez() -> JSONResponse:
-        report = state.liveness()
-        return JSONResponse({"wrong": report.wrong}, 200 if report.good else 503)
+def _version_1() -> APIRouter:
+    everywhere: Any = documented(*_EVERYWHERE)
+    router = APIRouter(dependencies=[Depends(identify)], responses=everywhere)
+    for subject in (authorizations, tokens, tasks, schedules, runs, orders, dead_letters):
+        router.include_router(subject.router)
+    return router
 
-    @app.get("/readyz", include_in_schema=False)
-    async def readyz() -> JSONResponse:
-        report = await state.readiness()
-        return JSONResponse({"wrong": report.wrong}, 200 if report.good else 503)
 
-    app.mount("/metrics", make_asgi_app())
+def _document(app: FastAPI) -> None:
+    """Let the application describe itself with our problems instead of the framework's."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = document(generate())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

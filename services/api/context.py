@@ -1,17 +1,34 @@
-"""What the endpoints work with, opened by the application's lifespan."""
+"""What the endpoints work with, opened in the background: PostgreSQL may come later than we do, and Kafka never."""
 
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import asyncpg
+import httpx
 from fastapi import Depends, Request
 
-from services.api.problems import UnknownUserError
+from services.api.parameters import UserIdInPath
+from services.api.probes import Probes
+from services.api.problems import UnavailableError, UnknownUserError
 from services.api.settings import ApiSettings
-from shared.allegro.connection import Allegro
+from shared.allegro.connection import Allegro, connect
+from shared.database import close_pool, wait_for_pool
 from shared.encryption import Keyring
 from shared.health import Health
 from shared.kafka import RecordProducer
+from shared.service import BackgroundLoops
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "api"
+# So long the start waits for PostgreSQL before it answers /livez without it.
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -23,12 +40,75 @@ class Resources:
     allegro: Allegro
     keyring: Keyring
     producer: RecordProducer
-    health: Health
+    probes: Probes
+
+
+class Connections:
+    """The resources, once they are there."""
+
+    def __init__(
+        self, settings: ApiSettings, health: Health, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._settings = settings
+        self._keyring = settings.keyring()
+        self._health = health
+        self._transport = transport
+        self._resources: Resources | None = None
+
+    def get(self) -> Resources:
+        """Raises UnavailableError until everything is open."""
+        if self._resources is None:
+            raise UnavailableError("The service is starting: PostgreSQL has not answered yet; try again.")
+        return self._resources
+
+    @asynccontextmanager
+    async def opened(self, *, give_up: Callable[[], None] | None = None) -> AsyncIterator[None]:
+        """Open in the background and close at the end; raises what made it impossible, such as ConfigurationError.
+
+        An error that comes to light only after the start calls `give_up`, which has to end the service.
+        """
+        async with AsyncExitStack() as stack:
+            opening = asyncio.create_task(self._open(stack), name="open connections")
+            await asyncio.wait({opening}, timeout=_PATIENCE_SECONDS)
+            if opening.done():
+                opening.result()
+            else:
+                opening.add_done_callback(partial(_watch, give_up or partial(signal.raise_signal, signal.SIGTERM)))
+            try:
+                yield
+            finally:
+                self._health.stopping()
+                self._resources = None
+                opening.cancel()
+                with suppress(asyncio.CancelledError):
+                    await opening
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        pool = await wait_for_pool(
+            settings.database_url.get_secret_value(), service=SERVICE, max_size=settings.database_pool_size
+        )
+        stack.push_async_callback(close_pool, pool)
+        # It connects with the first record: whoever only reads needs no Kafka.
+        producer = RecordProducer(settings, service=SERVICE)
+        stack.push_async_callback(producer.stop)
+        loops = await stack.enter_async_context(BackgroundLoops(self._health))
+        allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
+        probes = await stack.enter_async_context(Probes(settings, pool, transport=self._transport))
+        self._resources = Resources(settings, pool, allegro, self._keyring, producer, probes)
+        self._health.add_check("database", partial(pool.fetchval, "SELECT 1"))
+        self._health.started()
+
+
+def _watch(give_up: Callable[[], None], opening: asyncio.Task[None]) -> None:
+    if not opening.cancelled() and opening.exception() is not None:
+        logger.critical("the service cannot start", extra={"error": repr(opening.exception())})
+        give_up()
 
 
 def _resources(request: Request) -> Resources:
-    resources: Resources = request.app.state.resources
-    return resources
+    connections: Connections = request.app.state.connections
+    return connections.get()
 
 
 Context = Annotated[Resources, Depends(_resources)]
@@ -40,13 +120,17 @@ class User:
 
     user_id: str
     token_id: int
+    status: str
+    status_reason: str | None
 
 
-async def _user(user_id: str, resources: Context) -> User:
-    token_id = await resources.pool.fetchval("SELECT id FROM user_tokens WHERE user_id = $1", user_id)
-    if token_id is None:
+async def _user(user_id: UserIdInPath, resources: Context) -> User:
+    row = await resources.pool.fetchrow(
+        "SELECT user_id, id AS token_id, status, status_reason FROM user_tokens WHERE user_id = $1", user_id
+    )
+    if row is None:
         raise UnknownUserError(user_id)
-    return User(user_id, token_id)
+    return User(**row)
 
 
 KnownUser = Annotated[User, Depends(_user)]

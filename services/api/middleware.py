@@ -1,9 +1,10 @@
-"""Around every request: a correlation id, an access log and metrics by route, security headers, a body limit.
+"""Around every request: a correlation id, a deadline, the answer to every error, an access log and metrics by route.
 
 Plain ASGI: Starlette's BaseHTTPMiddleware would run the endpoint in another context, and the correlation id with it.
 Requests are named by their route, never by their path: a path may hold a device code.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -15,6 +16,8 @@ from uuid import uuid4
 from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 
+from services.api.browsers import refuse_foreign_pages
+from services.api.problems import BadRequestError, InternalError, Problem, TooLargeError, UnavailableError, problem_of
 from shared.logs import correlated
 
 logger = logging.getLogger(__name__)
@@ -27,12 +30,16 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CORRELATION_ID = re.compile(r"^[A-Za-z0-9._-]{1,100}$")
 _MAX_BODY_BYTES = 1 << 20
-_SECURITY_HEADERS = [
+# Longer than a refresh of a token may take, which holds a row lock for 45 s at most.
+_DEADLINE_SECONDS = 60.0
+# Methods are labels of metrics: a client must not invent any number of them.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
-]
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 
 REQUESTS = Counter("orders_backup_api_requests_total", "Answered requests.", ["method", "route", "status"])
 SECONDS = Histogram(
@@ -44,10 +51,11 @@ SECONDS = Histogram(
 
 
 class RequestFrame:
-    """Wraps the application."""
+    """Wraps the application. No error leaves it, whatever it is: this is the one edge where errors become answers."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, *, own_names_only: bool) -> None:
         self._app = app
+        self._own_names_only = own_names_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,41 +63,68 @@ class RequestFrame:
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        identifier = given if _CORRELATION_ID.match(given) else uuid4().hex
-        with correlated(identifier):
-            await self._framed(scope, receive, send, identifier, headers)
+        with correlated(given if _CORRELATION_ID.match(given) else uuid4().hex) as identifier:
+            answer = _Answer(send, identifier)
+            started = time.perf_counter()
+            try:
+                await self._answer(scope, receive, answer, headers)
+            finally:
+                _measure(scope, answer.status, time.perf_counter() - started)
 
-    async def _framed(
-        self, scope: Scope, receive: Receive, send: Send, identifier: str, headers: dict[bytes, bytes]
-    ) -> None:
-        started = time.perf_counter()
-        status = 500
-
-        async def send_framed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", identifier.encode()),
-                    *_SECURITY_HEADERS,
-                ]
-            await send(message)
-
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer", headers: dict[bytes, bytes]) -> None:
         try:
-            await self._app(scope, _limited(receive), send_framed)
-        finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            seconds = time.perf_counter() - started
-            REQUESTS.labels(scope["method"], route, str(status)).inc()
-            SECONDS.labels(scope["method"], route).observe(seconds)
-            logger.info(
-                "request",
-                extra={"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 2)},
-            )
+            _refuse_early(scope, headers)
+            refuse_foreign_pages(scope["method"], headers, own_names_only=self._own_names_only)
+            async with asyncio.timeout(_DEADLINE_SECONDS) as deadline:
+                await self._app(scope, _limited(receive), answer.send)
+        except Exception as error:  # noqa: BLE001 - every error becomes an answer, here and nowhere else
+            problem = problem_of(error)
+            if isinstance(error, TimeoutError) and deadline.expired():
+                problem = UnavailableError(f"No answer within {_DEADLINE_SECONDS:g} s; try again.")
+            _log(problem, error)
+            if not answer.started:
+                await problem.response()(scope, receive, answer.send)
+
+
+class _Answer:
+    """What goes out: with our headers, and remembered by its status."""
+
+    def __init__(self, send: Send, identifier: str) -> None:
+        self._send = send
+        self._headers = ((b"x-request-id", identifier.encode()), *_SECURITY_HEADERS)
+        self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            own = list(message.get("headers", ()))
+            if not any(name == b"cache-control" for name, _ in own):
+                own.append((b"cache-control", b"no-store"))
+            message["headers"] = [*own, *self._headers]
+        await self._send(message)
+
+
+def _refuse_early(scope: Scope, headers: dict[bytes, bytes]) -> None:
+    """What no endpoint takes. PostgreSQL's text cannot hold a NUL, so no name with one exists."""
+    if b"%00" in scope.get("query_string", b"") or "\0" in scope["path"]:
+        raise BadRequestError("The address holds a NUL character.")
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > _MAX_BODY_BYTES:
+        raise _too_large()
+
+
+def _too_large() -> Problem:
+    return TooLargeError(f"At most {_MAX_BODY_BYTES} bytes are accepted.")
+
+
+class _BodyTooLargeError(HTTPException):
+    """FastAPI hands on errors of reading a body only if they are of this kind."""
 
 
 def _limited(receive: Receive) -> Receive:
+    """A body that does not say its length is measured as it comes."""
     received = 0
 
     async def receive_limited() -> Message:
@@ -97,7 +132,23 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > _MAX_BODY_BYTES:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            raise _BodyTooLargeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         return message
 
     return receive_limited
+
+
+def _log(problem: Problem, error: Exception) -> None:
+    """Our own errors with a traceback, what is away as a warning, the client's mistakes not at all."""
+    if isinstance(problem, InternalError):
+        logger.error("unexpected error", exc_info=error)
+    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("not answered", extra={"problem": problem.slug, "error": repr(error)})
+
+
+def _measure(scope: Scope, status: int, seconds: float) -> None:
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    route = getattr(scope.get("route"), "path", "unmatched")
+    REQUESTS.labels(method, route, str(status)).inc()
+    SECONDS.labels(method, route).observe(seconds)
+    logger.info("request", extra={"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 2)})

@@ -1,10 +1,10 @@
 """Everything the API reads from its environment, and nothing more."""
 
-import ipaddress
 from typing import Self
 
 from pydantic import Field, model_validator
 
+from services.api.browsers import is_loopback
 from shared.settings import (
     AllegroSettings,
     DatabaseSettings,
@@ -24,16 +24,9 @@ class ApiSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSe
 
     @model_validator(mode="after")
     def _is_not_exposed_by_accident(self) -> Self:
-        if not _is_loopback(self.api_http_host) and not self.api_allow_unauthenticated:
+        if not is_loopback(self.api_http_host) and not self.api_allow_unauthenticated:
             raise ValueError(
                 "API_HTTP_HOST: not a loopback address; set API_ALLOW_UNAUTHENTICATED=true only behind something that"
                 " controls access"
             )
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -60,7 +60,7 @@ async def api(settings: ApiSettings, allegro: Allegro) -> AsyncIterator[httpx.As
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api", follow_redirects=True) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", follow_redirects=True) as client,
     ):
         yield client
 

@@ -1,55 +1,94 @@
 """How the service is (requirement C4)."""
 
-import time
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-import httpx
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Header, Request, Response
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.context import Context
-from shared.kafka import partitions_of
+from shared.health import Health, Report
 
 router = APIRouter(tags=["health"])
 
 
 class Component(BaseModel):
     status: Literal["ok", "unavailable"]
-    latency_ms: float
-    error: str | None
+    latency_ms: float = Field(description="of the last look, in milliseconds")
+    error: str | None = Field(description="the kind of failure")
 
 
-class Health(BaseModel):
-    status: Literal["ok", "unavailable"]
-    components: dict[str, Component]
+class Components(BaseModel):
+    database: Component
+    kafka: Component
+    allegro: Component
 
 
-@router.get("/health", responses={503: {"model": Health}})
-async def health(context: Context, response: Response) -> Health:
-    """Whether database, Kafka and Allegro answer, each with its latency in milliseconds."""
+class HealthReport(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "status": "unavailable",
+                "components": {
+                    "database": {"status": "ok", "latency_ms": 0.61, "error": None},
+                    "kafka": {"status": "ok", "latency_ms": 4.02, "error": None},
+                    "allegro": {"status": "unavailable", "latency_ms": 3000.4, "error": "TimeoutError"},
+                },
+            }
+        }
+    )
 
-    async def allegro() -> None:
-        async with httpx.AsyncClient(trust_env=False, timeout=3.0) as http:
-            # Any answer will do: without a token the API refuses, which shows that it is there.
-            await http.get(context.settings.api_url + "/order/event-stats")
+    status: Literal["ok", "unavailable"] = Field(description="ok: every component answers")
+    components: Components
 
+
+class Probe(BaseModel):
+    """What is wrong, by name; empty if nothing is."""
+
+    wrong: dict[str, str]
+
+
+@router.get("/health", responses={503: {"model": HealthReport, "description": "A component does not answer"}})
+async def health(context: Context, response: Response) -> HealthReport:
+    """Whether PostgreSQL, Kafka and Allegro answer, each with its latency."""
     components = {
-        "database": await _measure(lambda: context.pool.fetchval("SELECT 1")),
-        "kafka": await _measure(lambda: partitions_of(context.settings)),
-        "allegro": await _measure(allegro),
+        name: Component(
+            status="ok" if found.error is None else "unavailable", latency_ms=found.latency_ms, error=found.error
+        )
+        for name, found in (await context.probes.measure()).items()
     }
     good = all(component.status == "ok" for component in components.values())
     response.status_code = 200 if good else 503
-    return Health(status="ok" if good else "unavailable", components=components)
+    return HealthReport(status="ok" if good else "unavailable", components=Components(**components))
 
 
-async def _measure(ask: Callable[[], Awaitable[object]]) -> Component:
-    started = time.perf_counter()
-    error: str | None = None
-    try:
-        await ask()
-    except Exception as failure:  # noqa: BLE001 - whatever it is, it is the answer to the question
-        error = type(failure).__name__
-    latency = round((time.perf_counter() - started) * 1000, 2)
-    return Component(status="ok" if error is None else "unavailable", latency_ms=latency, error=error)
+@router.get("/livez", responses={503: {"model": Probe, "description": "A loop stands still: restart the process"}})
+async def livez(request: Request, response: Response) -> Probe:
+    """Whether the process makes progress; also while PostgreSQL is away."""
+    return _probe(response, _health(request).liveness())
+
+
+@router.get("/readyz", responses={503: {"model": Probe, "description": "Send no requests: PostgreSQL is away"}})
+async def readyz(request: Request, response: Response) -> Probe:
+    """Whether requests can be answered."""
+    return _probe(response, await _health(request).readiness())
+
+
+@router.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+)
+async def metrics(accept: Annotated[str, Header()] = "") -> Response:
+    """Metrics of this process, for Prometheus."""
+    encode, content_type = choose_encoder(accept)
+    return Response(encode(REGISTRY), headers={"Content-Type": content_type})
+
+
+def _health(request: Request) -> Health:
+    state: Health = request.app.state.health
+    return state
+
+
+def _probe(response: Response, report: Report) -> Probe:
+    response.status_code = 200 if report.good else 503
+    return Probe(wrong=report.wrong)

@@ -1,140 +1,219 @@
 """Reading orders (requirement C1): what Allegro sent goes out as it is stored, never decoded and encoded."""
 
+import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import asyncpg
 import msgspec
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from services.api.context import Context, KnownUser
 from services.api.cursor import Position
-from services.api.problems import NotFoundError
+from services.api.order_query import FIELDS, OrderFilter
+from services.api.pagination import NEXT, links
+from services.api.problems import InvalidCursorError, UnknownOrderError, UnknownUserError, documented
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 
-_COLUMNS = """
-SELECT id, allegro_order_id AS order_id, status, fulfillment_status, buyer_login, total_amount::text AS total_amount,
-       currency, bought_at, observed_at, observed_by, gone_at, gone_reason, successor_order_id, created_at, updated_at,
-       coalesce(order_raw, convert_to(order_data::text, 'UTF8')) AS order_data
-  FROM orders
-"""
+_PRIVATE = "private, no-cache"
+
+# language=sql
+_ONE = f"SELECT {', '.join(FIELDS.values())} FROM orders WHERE user_token_id = $1 AND allegro_order_id = $2"  # noqa: S608 - constants
 
 _EVENTS = """
-SELECT event_id, event_type, occurred_at, stored_at, coalesce(event_raw, convert_to(event_data::text, 'UTF8')) AS data
+SELECT event_id, event_type, occurred_at, revision, stored_at, event_data, event_raw
   FROM order_events WHERE user_token_id = $1 AND allegro_order_id = $2 ORDER BY event_id
 """
 
-
-class OrderFilter(BaseModel):
-    """Query parameters of the list; all that are given have to hold."""
-
-    status: str | None = None
-    fulfillment_status: str | None = None
-    bought_from: AwareDatetime | None = None
-    bought_to: AwareDatetime | None = None
-    updated_since: AwareDatetime | None = None
-    buyer_login: str | None = None
-    gone: bool | None = None
-    sort: Literal["bought_at", "-bought_at", "updated_at", "-updated_at"] = "-bought_at"
-    cursor: str | None = None
-    limit: Annotated[int, Query(ge=1, le=500)] = 50
-
-    model_config = {"extra": "forbid"}
-
-    def query(self, token_id: int) -> tuple[str, list[Any]]:
-        """The statement and its arguments: a walk along an index, from where the cursor stands."""
-        arguments: list[Any] = [token_id]
-        conditions = ["user_token_id = $1"]
-
-        def require(condition: str, value: object) -> None:
-            arguments.append(value)
-            conditions.append(condition.replace("?", f"${len(arguments)}"))
-
-        for column in ("status", "fulfillment_status", "buyer_login"):
-            if (value := getattr(self, column)) is not None:
-                require(f"{column} = ?", value)
-        if self.bought_from is not None:
-            require("bought_at >= ?", self.bought_from)
-        if self.bought_to is not None:
-            require("bought_at <= ?", self.bought_to)
-        if self.updated_since is not None:
-            require("updated_at >= ?", self.updated_since)
-        if self.gone is not None:
-            conditions.append("gone_at IS NOT NULL" if self.gone else "gone_at IS NULL")
-        key, descending = self.sort.lstrip("-"), self.sort.startswith("-")
-        if self.cursor is not None:
-            self._start_after(Position.decode(self.cursor), key, descending, arguments, conditions)
-        order = f"{key} DESC NULLS LAST, id DESC" if descending else f"{key} NULLS FIRST, id"
-        arguments.append(self.limit + 1)
-        return f"{_COLUMNS} WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT ${len(arguments)}", arguments
-
-    @staticmethod
-    def _start_after(
-        position: Position, key: str, descending: bool, arguments: list[Any], conditions: list[str]
-    ) -> None:
-        """Rows after the cursor's; those without a time come first in ascending order, last in descending."""
-        compare = "<" if descending else ">"
-        arguments.append(position.row_id)
-        row = f"${len(arguments)}"
-        if position.moment is None:
-            same = f"({key} IS NULL AND id {compare} {row})"
-            conditions.append(same if descending else f"({same} OR {key} IS NOT NULL)")
-            return
-        arguments.append(position.moment)
-        moment = f"${len(arguments)}"
-        after = f"({key}, id) {compare} ({moment}, {row})"
-        conditions.append(f"({after} OR {key} IS NULL)" if descending else after)
+_PREDECESSORS = """
+SELECT allegro_order_id FROM orders WHERE user_token_id = $1 AND successor_order_id = $2 ORDER BY allegro_order_id
+"""
 
 
-@router.get("/{user_id}", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+class OrderFields(TypedDict, total=False):
+    """An order; which fields there are is said by `fields`."""
+
+    order_id: str
+    status: Annotated[str, Field(description="as Allegro says: BOUGHT, READY_FOR_PROCESSING, CANCELLED, ...")]
+    fulfillment_status: str | None
+    buyer_id: str | None
+    buyer_login: str | None
+    buyer_email: str | None
+    total_amount: Annotated[str | None, Field(description="to pay, as a decimal number")]
+    currency: str | None
+    bought_at: Annotated[datetime | None, Field(description="of the newest line item")]
+    allegro_updated_at: Annotated[datetime | None, Field(description="blind to what the seller does")]
+    revision: str | None
+    observed_at: Annotated[datetime, Field(description="when we looked: the version of the copy")]
+    observed_by: Literal["detail", "list"]
+    gone_at: Annotated[datetime | None, Field(description="since when Allegro no longer has it; the copy stays")]
+    gone_reason: str | None
+    successor_order_id: Annotated[str | None, Field(description="the order that it was merged into")]
+    created_at: Annotated[datetime, Field(description="of the copy")]
+    updated_at: Annotated[datetime, Field(description="last change of the copy")]
+    order_data: Annotated[dict[str, Any], Field(description="complete, as Allegro sent it")]
+
+
+class Orders(BaseModel):
+    """One page of a user's orders."""
+
+    items: list[OrderFields]
+    next: str | None = NEXT
+
+
+class OrderEvent(BaseModel):
+    event_id: str = Field(description="position in Allegro's journal")
+    type: str
+    occurred_at: datetime | None
+    revision: str | None
+    stored_at: datetime
+    event_data: dict[str, Any] = Field(description="as Allegro sent it")
+
+
+class Order(BaseModel):
+    """An order with everything we know of it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "order_id": "7721b2f0-c4e8-11f1-904f-89bb34047197",
+                "status": "READY_FOR_PROCESSING",
+                "fulfillment_status": "NEW",
+                "buyer_id": "111578773",
+                "buyer_login": "Client:111578773",
+                "buyer_email": "k1+4f5a@allegromail.pl",
+                "total_amount": "85.97",
+                "currency": "PLN",
+                "bought_at": "2026-10-10T22:14:54.878Z",
+                "allegro_updated_at": "2026-10-10T22:15:05.650Z",
+                "revision": "1ab823c2",
+                "observed_at": "2026-10-10T22:15:31.204118Z",
+                "observed_by": "detail",
+                "gone_at": None,
+                "gone_reason": None,
+                "successor_order_id": None,
+                "created_at": "2026-10-10T22:15:02.118305Z",
+                "updated_at": "2026-10-10T22:15:31.318305Z",
+                "order_data": {"id": "7721b2f0-c4e8-11f1-904f-89bb34047197", "status": "READY_FOR_PROCESSING"},
+                "events": [
+                    {
+                        "event_id": "1791670524086457",
+                        "type": "READY_FOR_PROCESSING",
+                        "occurred_at": "2026-10-10T22:15:05.650Z",
+                        "revision": "1ab823c2",
+                        "stored_at": "2026-10-10T22:15:30.918305Z",
+                        "event_data": {"id": "1791670524086457", "type": "READY_FOR_PROCESSING"},
+                    }
+                ],
+                "predecessor_order_ids": [],
+            }
+        }
+    )
+
+    order_id: str
+    status: str
+    fulfillment_status: str | None
+    buyer_id: str | None
+    buyer_login: str | None
+    buyer_email: str | None
+    total_amount: str | None
+    currency: str | None
+    bought_at: datetime | None
+    allegro_updated_at: datetime | None
+    revision: str | None
+    observed_at: datetime
+    observed_by: Literal["detail", "list"]
+    gone_at: datetime | None
+    gone_reason: str | None
+    successor_order_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    order_data: dict[str, Any] = Field(description="complete, as Allegro sent it")
+    events: list[OrderEvent] = Field(description="in the order of the journal")
+    predecessor_order_ids: list[str] = Field(description="orders that were merged into this one")
+
+
+@router.get(
+    "/{user_id}",
+    response_class=Response,
+    responses={200: {"model": Orders}, **documented(UnknownUserError, InvalidCursorError)},
+)
 async def list_orders(
     user: KnownUser, request: Request, context: Context, filters: Annotated[OrderFilter, Query()]
 ) -> Response:
-    """Orders of a user, page by page; `next` and the `Link` header lead to the following page."""
-    statement, arguments = filters.query(user.token_id)
-    rows = await context.pool.fetch(statement, *arguments)
-    page, more = rows[: filters.limit], len(rows) > filters.limit
-    following = None
-    if more:
-        last = page[-1]
-        following = Position(last[filters.sort.lstrip("-")], last["id"]).encode()
-    body = msgspec.json.encode({"orders": [_order(row) for row in page], "next": following})
-    headers = {}
-    if following is not None:
-        headers["Link"] = f'<{request.url.include_query_params(cursor=following)}>; rel="next"'
+    """Orders of a user, page by page; `next` and the `Link` header lead to the following page.
+
+    All filters that are given have to hold. Orders without a purchase time come last in either order.
+    """
+    rows: list[asyncpg.Record] = []
+    for query in filters.queries(user.token_id):
+        rows += await context.pool.fetch(query.statement, *query.arguments, filters.limit + 1 - len(rows))
+        if len(rows) > filters.limit:
+            break
+    following: str | None = None
+    if len(rows) > filters.limit:
+        rows = rows[: filters.limit]
+        following = _position(filters, rows[-1]).encode()
+    body = msgspec.json.encode({"items": [_order(row, filters.fields) for row in rows], "next": following})
+    return Response(body, media_type="application/json", headers=links(request, following))
+
+
+@router.get(
+    "/{user_id}/{order_id}",
+    response_class=Response,
+    responses={
+        200: {"model": Order},
+        304: {"description": "Nothing changed since the `ETag` of `If-None-Match`"},
+        **documented(UnknownUserError, UnknownOrderError),
+    },
+)
+async def get_order(
+    user: KnownUser,
+    order_id: Annotated[str, Path(max_length=100)],
+    context: Context,
+    if_none_match: Annotated[str, Header(max_length=1000)] = "",
+) -> Response:
+    """One order: complete, with its events in the order of the journal, and what it was merged from and into."""
+    async with context.pool.acquire() as connection:
+        row = await connection.fetchrow(_ONE, user.token_id, order_id)
+        if row is None:
+            raise UnknownOrderError(f"There is no order {order_id!r} of user {user.user_id!r}.")
+        events = await connection.fetch(_EVENTS, user.token_id, order_id)
+        predecessors = await connection.fetch(_PREDECESSORS, user.token_id, order_id)
+    body = msgspec.json.encode(
+        {
+            **_order(row, tuple(FIELDS)),
+            "events": _events(events),
+            "predecessor_order_ids": [predecessor["allegro_order_id"] for predecessor in predecessors],
+        }
+    )
+    tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": _PRIVATE}
+    if matches(if_none_match, tag):
+        return Response(status_code=304, headers=headers)
     return Response(body, media_type="application/json", headers=headers)
 
 
-@router.get("/{user_id}/{order_id}", response_class=Response, responses={200: {"content": {"application/json": {}}}})
-async def get_order(user: KnownUser, order_id: str, context: Context) -> Response:
-    """One order with all of its events, in the order of the journal."""
-    async with context.pool.acquire() as connection:
-        row = await connection.fetchrow(
-            f"{_COLUMNS} WHERE user_token_id = $1 AND allegro_order_id = $2", user.token_id, order_id
-        )
-        if row is None:
-            raise NotFoundError(f"There is no order {order_id!r} of user {user.user_id!r}.")
-        events = await connection.fetch(_EVENTS, user.token_id, order_id)
-        predecessors = await connection.fetch(
-            "SELECT allegro_order_id FROM orders WHERE user_token_id = $1 AND successor_order_id = $2"
-            " ORDER BY allegro_order_id",
-            user.token_id,
-            order_id,
-        )
-    body = _order(row) | {
-        "events": _events(events),
-        "predecessor_order_ids": [predecessor["allegro_order_id"] for predecessor in predecessors],
-    }
-    return Response(msgspec.json.encode(body), media_type="application/json")
+def matches(if_none_match: str, tag: str) -> bool:
+    """Whether the client has this version (RFC 9110, 13.1.2: compared weakly)."""
+    known = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
+    return tag in known or "*" in known
 
 
-def _order(row: asyncpg.Record) -> dict[str, Any]:
-    fields = dict(row)
-    del fields["id"]
-    fields["order_data"] = msgspec.Raw(fields["order_data"])
-    return fields
+def _position(filters: OrderFilter, row: asyncpg.Record) -> Position:
+    return Position(filters.order, row["sort_key"], str(row["row_id"]))
+
+
+def _order(row: asyncpg.Record, fields: Sequence[str]) -> dict[str, Any]:
+    order = {name: row[name] for name in fields}
+    if "order_data" in order:
+        # The exact bytes stand beside the column only where jsonb could not hold them.
+        order["order_data"] = msgspec.Raw(row["order_raw"] or row["order_data"])
+    return order
 
 
 def _events(rows: Sequence[asyncpg.Record]) -> list[dict[str, Any]]:
@@ -143,8 +222,9 @@ def _events(rows: Sequence[asyncpg.Record]) -> list[dict[str, Any]]:
             "event_id": str(row["event_id"]),
             "type": row["event_type"],
             "occurred_at": row["occurred_at"],
+            "revision": row["revision"],
             "stored_at": row["stored_at"],
-            "event_data": msgspec.Raw(row["data"]),
+            "event_data": msgspec.Raw(row["event_raw"] or row["event_data"]),
         }
         for row in rows
     ]

@@ -1,0 +1,53 @@
+"""What a browser may not do for a page of another site: the API asks nobody who he is, so it must not be tricked. Pure.
+
+A page may send simple POSTs to any address (cross-site request forgery), and with a name of its own that resolves to
+127.0.0.1 it may read answers too (DNS rebinding). Neither works without a foreign `Origin` or `Host`.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from services.api.problems import ForeignHostError, ForeignOriginError
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def refuse_foreign_pages(method: str, headers: Mapping[bytes, bytes], *, own_names_only: bool) -> None:
+    """Raises ForeignHostError or ForeignOriginError.
+
+    `own_names_only`: answer to loopback names alone. Other clients than browsers may send what they like; they are not
+    what this protects against.
+    """
+    host = headers.get(b"host", b"").decode("latin-1")
+    if own_names_only and host and not is_loopback(_name(host)):
+        raise ForeignHostError(
+            "This API is offered on loopback, as 127.0.0.1 or localhost. Behind a reverse proxy that controls access,"
+            " set API_ALLOW_UNAUTHENTICATED=true."
+        )
+    if method not in _SAFE_METHODS and _is_of_another_site(headers, host):
+        raise ForeignOriginError("The request comes from a page of another site.")
+
+
+def _is_of_another_site(headers: Mapping[bytes, bytes], host: str) -> bool:
+    """By `Sec-Fetch-Site`, which every present browser sends and no proxy changes; by `Origin` where it is missing."""
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    return bool(origin) and urlsplit(origin).netloc.lower() != host.lower()
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name or address means this very machine."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name.lower() == "localhost"
+
+
+def _name(host: str) -> str:
+    """The host without its port: `127.0.0.1:8000`, `[::1]:8000`, `localhost`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

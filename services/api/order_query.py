@@ -1,0 +1,161 @@
+"""Which orders a client asks for, and the walk along an index that finds them. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from services.api.cursor import Position
+from services.api.parameters import NO_NUL, Moment
+
+FIELDS = {
+    "order_id": "allegro_order_id AS order_id",
+    "status": "status",
+    "fulfillment_status": "fulfillment_status",
+    "buyer_id": "buyer_id",
+    "buyer_login": "buyer_login",
+    "buyer_email": "buyer_email",
+    "total_amount": "total_amount",
+    "currency": "currency",
+    "bought_at": "bought_at",
+    "allegro_updated_at": "allegro_updated_at",
+    "revision": "revision",
+    "observed_at": "observed_at",
+    "observed_by": "observed_by",
+    "gone_at": "gone_at",
+    "gone_reason": "gone_reason",
+    "successor_order_id": "successor_order_id",
+    "created_at": "created_at",
+    "updated_at": "updated_at",
+    "order_data": "order_data, order_raw",
+}
+"""What an order shows, and the columns it is made of."""
+
+SUMMARY = tuple(name for name in FIELDS if name != "order_data")
+
+_Text = Annotated[str, Field(min_length=1, max_length=255, pattern=NO_NUL)]
+
+
+def _names(value: object) -> object:
+    """`fields=a,b` as a query has it."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [name.strip() for item in value for name in item.split(",")]
+    return value
+
+
+@dataclass(frozen=True)
+class Query:
+    """A statement and its arguments, but for the last one: how many rows."""
+
+    statement: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass
+class _Conditions:
+    texts: list[str] = field(default_factory=list)
+    arguments: list[Any] = field(default_factory=list)
+
+    def require(self, condition: str, *values: object) -> None:
+        """Add a condition; each `?` stands for the next value."""
+        for value in values:
+            self.arguments.append(value)
+            condition = condition.replace("?", f"${len(self.arguments)}", 1)
+        self.texts.append(condition)
+
+
+class OrderFilter(BaseModel):
+    """Query parameters of the list of orders."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: _Text | None = Field(default=None, examples=["READY_FOR_PROCESSING"])
+    fulfillment_status: _Text | None = Field(default=None, examples=["SENT"])
+    bought_from: Moment | None = Field(default=None, description="bought at or after")
+    bought_to: Moment | None = Field(default=None, description="bought before")
+    updated_since: Moment | None = Field(default=None, description="our copy changed at or after")
+    buyer_login: _Text | None = None
+    gone: bool | None = Field(default=None, description="true: only orders that Allegro no longer has")
+    sort: Literal["bought_at", "-bought_at", "updated_at", "-updated_at"] = Field(
+        default="-bought_at", description="a minus sign: newest first"
+    )
+    fields: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        default=SUMMARY,
+        description="names of the fields to show, separated by commas; `order_data` only if it is named",
+        examples=["order_id,order_data"],
+    )
+    cursor: str | None = Field(default=None, max_length=500, description="`next` of the page before")
+    limit: int = Field(default=50, ge=1, le=500)
+
+    @field_validator("fields")
+    @classmethod
+    def _exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in FIELDS]
+        if unknown:
+            raise ValueError(f"there is no {', '.join(unknown)}; there are {', '.join(FIELDS)}")
+        # In one order, so that PostgreSQL meets few different statements.
+        return tuple(name for name in FIELDS if name in names)
+
+    @property
+    def order(self) -> str:
+        """What a cursor of this list belongs to."""
+        return f"orders:{self.sort}"
+
+    def queries(self, token_id: int) -> Iterator[Query]:
+        """What to ask, in this order, until the page is full: rows with a time first, then those without."""
+        position = None if self.cursor is None else Position.decode(self.cursor, order=self.order)
+        key = self.sort.lstrip("-")
+        if position is None or position.moment is not None:
+            yield self._dated(token_id, key, position)
+        if key == "bought_at":
+            yield self._undated(token_id, position if position is not None and position.moment is None else None)
+
+    def _dated(self, token_id: int, key: str, position: Position | None) -> Query:
+        conditions = self._conditions(token_id)
+        conditions.require(f"{key} IS NOT NULL")
+        if position is not None:
+            conditions.require(f"({key}, id) {self._beyond} (?, ?)", position.moment, position.row_id)
+        return self._query(conditions, key, f"{key}{self._direction}, id{self._direction}")
+
+    def _undated(self, token_id: int, position: Position | None) -> Query:
+        conditions = self._conditions(token_id)
+        conditions.require("bought_at IS NULL")
+        if position is not None:
+            conditions.require(f"id {self._beyond} ?", position.row_id)
+        return self._query(conditions, "bought_at", f"id{self._direction}")
+
+    @property
+    def _beyond(self) -> str:
+        return "<" if self.sort.startswith("-") else ">"
+
+    @property
+    def _direction(self) -> str:
+        return " DESC" if self.sort.startswith("-") else ""
+
+    def _conditions(self, token_id: int) -> _Conditions:
+        conditions = _Conditions()
+        conditions.require("user_token_id = ?", token_id)
+        for condition, value in (
+            ("status = ?", self.status),
+            ("fulfillment_status = ?", self.fulfillment_status),
+            ("buyer_login = ?", self.buyer_login),
+            ("bought_at >= ?", self.bought_from),
+            ("bought_at < ?", self.bought_to),
+            ("updated_at >= ?", self.updated_since),
+        ):
+            if value is not None:
+                conditions.require(condition, value)
+        if self.gone is not None:
+            conditions.require("gone_at IS NOT NULL" if self.gone else "gone_at IS NULL")
+        return conditions
+
+    def _query(self, conditions: _Conditions, key: str, order: str) -> Query:
+        columns = ", ".join(FIELDS[name] for name in self.fields)
+        limit = len(conditions.arguments) + 1
+        return Query(
+            # Names of columns only, from the tables above; every value is an argument.
+            f"SELECT id AS row_id, {key} AS sort_key, {columns} FROM orders"  # noqa: S608
+            f" WHERE {' AND '.join(conditions.texts)} ORDER BY {order} LIMIT ${limit}",
+            tuple(conditions.arguments),
+        )

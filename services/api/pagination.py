@@ -1,0 +1,36 @@
+"""Pages of any list: at most `limit` rows, and a cursor for the next page in the body and in the `Link` header."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Query, Request
+from pydantic import BaseModel, Field
+
+from services.api.cursor import Position
+
+Cursor = Annotated[str | None, Query(max_length=500, description="`next` of the page before; none: the first page")]
+Limit = Annotated[int, Query(ge=1, le=500, description="rows of a page")]
+NEXT = Field(description="cursor of the following page; null: this is the last")
+
+Item = TypeVar("Item")
+Row = TypeVar("Row")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list."""
+
+    items: list[Item]
+    next: str | None = NEXT
+
+
+def cut(rows: Sequence[Row], limit: int, position: Callable[[Row], Position]) -> tuple[Sequence[Row], str | None]:
+    """The page out of `limit + 1` rows that were asked for, and the cursor of the next one if there is one."""
+    page = rows[:limit]
+    return page, position(page[-1]).encode() if len(rows) > limit else None
+
+
+def links(request: Request, following: str | None) -> dict[str, str]:
+    """The `Link` header (RFC 8288) to the next page, if there is one."""
+    if following is None:
+        return {}
+    return {"Link": f'<{request.url.include_query_params(cursor=following)}>; rel="next"'}

@@ -1,0 +1,44 @@
+"""What clients may put into paths, queries and bodies: types that hold only what PostgreSQL can store."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Path
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+# PostgreSQL's text holds no NUL.
+NO_NUL = r"^[^\x00]*$"
+_BIGINT = 2**63 - 1
+
+
+class RequestBody(BaseModel):
+    """Base of every body: a field that we do not know is a mistake of the client's, and told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside of the years 1 to 9999") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A point in time with its offset (RFC 3339)."""
+
+UserId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=255,
+        pattern=NO_NUL,
+        description="your own name for the seller",
+        examples=["my-shop"],
+    ),
+]
+UserIdInPath = Annotated[str, Path(min_length=1, max_length=255, description="your own name for the seller")]
+TokenId = Annotated[int, Path(ge=1, le=_BIGINT, description="our id of a connected seller")]
+TaskId = Annotated[UUID, Path(description="as given when it was started")]
+RowId = Annotated[int, Path(ge=1, le=_BIGINT)]
