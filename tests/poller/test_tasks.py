@@ -1,0 +1,316 @@
+"""Tasks become runs: written down before they are sent out, one listing of a token at a time, stopped in any state."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.poller.leases import Leases
+from services.poller.publish import Publisher
+from services.poller.reading import PageReader
+from services.poller.redelivery import Redelivery
+from services.poller.slots import Slots
+from services.poller.tasks import TaskPlanner
+from services.writer.batch import collect
+from services.writer.store import Store
+from shared.allegro.errors import AccessDeniedError, AllegroUnavailableError
+from shared.clock import DatabaseClock, to_event_id
+from shared.kafka import PublishFailedError
+from shared.messages import OrderWindow
+from shared.topics import Topics
+from tests.builders import a_token, an_observation, consumed
+from tests.poller.conftest import SETTINGS, Kafka, Shop, a_task
+from tests.poller.test_journal import a_line
+
+pytestmark = pytest.mark.integration
+
+
+class Replica:
+    """One process's task planner; `turn` waits for what it began."""
+
+    def __init__(self, pool: asyncpg.Pool, shop: Shop, kafka: Kafka, clock: DatabaseClock, owner: str = "one") -> None:
+        self.leases = Leases(pool, seconds=60)
+        self.leases.owner = owner
+        self.slots = Slots("tasks", 8)
+        self.planner = TaskPlanner(
+            pool,
+            shop,  # type: ignore[arg-type]
+            PageReader(pool, shop, tracked_event_types=()),  # type: ignore[arg-type]
+            Publisher(kafka, Topics()),  # type: ignore[arg-type]
+            clock,
+            self.leases,
+            self.slots,
+            SETTINGS,
+        )
+
+    async def turn(self) -> None:
+        await self.planner.turn()
+        await self.slots.idle()
+
+
+@pytest.fixture
+def replica(pool: asyncpg.Pool, shop: Shop, kafka: Kafka, clock: DatabaseClock) -> Replica:
+    return Replica(pool, shop, kafka, clock)
+
+
+async def task(pool: asyncpg.Pool, task_id: Any) -> asyncpg.Record:
+    return await pool.fetchrow("SELECT * FROM task_history WHERE task_id = $1", task_id)
+
+
+async def test_a_listing_is_written_down_and_sent_out(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id = await a_token(pool)
+    task_id = await a_task(pool, token_id, "full")
+
+    await replica.turn()
+
+    run = await pool.fetchrow("SELECT * FROM sync_history")
+    window = await pool.fetchrow("SELECT * FROM run_windows")
+    assert (await task(pool, task_id))["status"] == "running"
+    assert (run["task_id"], run["kind"], run["status"]) == (task_id, "full", "running")
+    assert window["position"] == window["bought_from"] == run["window_from"]
+    assert clock.now() - window["bought_from"] > timedelta(days=365)
+    assert window["bought_to"] > clock.now()
+    assert kafka.on("order-windows") == [
+        OrderWindow(token_id=token_id, run_id=run["run_id"], bought_from=run["window_from"], bought_to=run["window_to"])
+    ]
+
+
+async def test_what_a_manual_task_asks_for_is_its_window(pool: asyncpg.Pool, replica: Replica, kafka: Kafka) -> None:
+    asked = {"from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00Z"}
+    await a_task(pool, await a_token(pool), "manual", **asked)
+
+    await replica.turn()
+
+    record = kafka.on("order-windows")[0]
+    assert [record.bought_from.isoformat()[:10], record.bought_to.isoformat()[:10]] == ["2026-01-01", "2026-02-01"]
+
+
+async def test_an_initial_load_notes_first_which_events_it_covers(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, clock: DatabaseClock
+) -> None:
+    await a_task(pool, await a_token(pool), "initial")
+    shop.latest = to_event_id(clock.now() - timedelta(hours=1))
+
+    await replica.turn()
+
+    assert await pool.fetchval("SELECT covered_event_id FROM journal_cursors") == shop.latest - 60_000_000
+    assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == 0
+
+
+async def test_one_listing_of_a_token_runs_at_a_time_whoever_claims(
+    pool: asyncpg.Pool, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id = await a_token(pool)
+    for kind in ("full", "manual", "reconcile"):
+        await a_task(pool, token_id, kind, **{"from": "2026-01-01T00:00:00Z"})
+    replicas = [Replica(pool, shop, kafka, clock, f"replica-{number}") for number in range(4)]
+
+    await asyncio.gather(*(replica.turn() for replica in replicas))
+    await asyncio.gather(*(replica.turn() for replica in replicas))
+    running = await pool.fetch("SELECT kind FROM sync_history WHERE status = 'running'")
+    await pool.execute("UPDATE sync_history SET status = 'completed'")
+    await pool.execute("UPDATE task_history SET status = 'completed' WHERE status = 'running'")
+    await asyncio.gather(*(replica.turn() for replica in replicas))
+
+    assert [run["kind"] for run in running] == ["full"]
+    assert await pool.fetchval("SELECT kind FROM sync_history WHERE status = 'running'") == "manual"
+    assert len(kafka.on("order-windows")) == 2
+
+
+async def test_a_window_that_kafka_did_not_take_is_sent_out_again(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka
+) -> None:
+    await a_task(pool, await a_token(pool), "full")
+    kafka.error = PublishFailedError("away")
+    await replica.turn()
+    kafka.error = None
+    redelivery = Redelivery(pool, Publisher(kafka, Topics()), SETTINGS)  # type: ignore[arg-type]
+    await redelivery.turn()
+    too_early = len(kafka.records)
+    await pool.execute(
+        "UPDATE run_windows SET published_at = now() - interval '31 s', progress_at = now() - interval '31 s'"
+    )
+
+    await redelivery.turn()
+    await redelivery.turn()
+
+    assert (too_early, len(kafka.on("order-windows"))) == (0, 1)
+    assert await pool.fetchval("SELECT status FROM task_history") == "running"
+
+
+async def test_what_cannot_be_done_fails_with_its_reason_and_holds_up_no_other_task(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka
+) -> None:
+    token_id = await a_token(pool)
+    unusable = await a_task(pool, token_id, "manual", **{"from": "yesterday"})
+    empty = await a_task(pool, token_id, "orders")
+    backwards = await a_task(
+        pool,
+        await a_token(pool, user_id="shop-2"),
+        "manual",
+        **{"from": "2026-02-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"},
+    )
+    good = await a_task(pool, await a_token(pool, user_id="shop-3"), "full")
+
+    await replica.turn()
+
+    for task_id, word in ((unusable, "from"), (empty, "order_ids"), (backwards, "to")):
+        ended = await task(pool, task_id)
+        assert (ended["status"], ended["finished_at"] is not None) == ("failed", True)
+        assert word in ended["error"]
+    assert (await task(pool, good))["status"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(AllegroUnavailableError("503"), "queued"), (AccessDeniedError("403: scope"), "failed")]
+)
+async def test_a_task_waits_for_allegro_but_not_for_a_missing_scope(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, error: Exception, status: str
+) -> None:
+    task_id = await a_task(pool, await a_token(pool), "initial")
+    shop.error = error
+
+    await replica.turn()
+
+    waiting = await task(pool, task_id)
+    assert (waiting["status"], waiting["error"]) == (status, str(error))
+
+
+async def test_orders_asked_for_are_owed_until_they_were_looked_at(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id = await a_token(pool)
+    task_id = await a_task(pool, token_id, "orders", order_ids=["a", "b", "a"])
+    await replica.turn()
+    await Redelivery(pool, Publisher(kafka, Topics()), SETTINGS).turn()  # type: ignore[arg-type]
+    asked = kafka.on("order-events")
+
+    for order_id in ("a", "b"):
+        seen = an_observation(clock.now(), order_id=order_id, token_id=token_id)
+        await Store(pool).apply(collect([consumed(seen)], dead_letter_topic="dead"))
+
+    run = await pool.fetchrow("SELECT * FROM sync_history")
+    assert sorted(record.order_id for record in asked) == ["a", "b"]
+    assert (run["status"], run["orders_expected"], run["orders_processed"], run["orders_added"]) == (
+        "completed",
+        2,
+        2,
+        2,
+    )
+    assert (await task(pool, task_id))["status"] == "completed"
+
+
+async def test_reading_a_journal_again_stores_what_was_missing_and_never_moves_the_cursor_back(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id = await a_token(pool)
+    base = to_event_id(clock.now() - timedelta(hours=1))
+    shop.lines = [a_line(base + number, order_id=f"o-{number}") for number in range(1, 2501)]
+    store = Store(pool)
+    await pool.execute("UPDATE journal_cursors SET stored_event_id = $1", base + 2500)
+    await pool.execute(
+        "INSERT INTO order_events (user_token_id, event_id, event_type, event_data)"
+        " SELECT $1, $2::bigint + n, 'BOUGHT', '{}' FROM generate_series(1, 2500) AS n WHERE n NOT IN (7, 1500)",
+        token_id,
+        base,
+    )
+    moment = (clock.now() - timedelta(hours=2)).isoformat()
+    task_id = await a_task(pool, token_id, "journal", **{"from": moment})
+
+    await replica.turn()
+    published = kafka.on("order-events")
+    await store.apply(collect([consumed(record) for record in published], dead_letter_topic="dead"))
+    running = (await task(pool, task_id))["status"]
+    for number in (7, 1500):
+        seen = an_observation(clock.now(), order_id=f"o-{number}", token_id=token_id)
+        await store.apply(collect([consumed(seen)], dead_letter_topic="dead"))
+
+    run = await pool.fetchrow("SELECT * FROM sync_history")
+    assert [record.event_id - base for record in published] == [7, 1500]
+    assert await pool.fetchval("SELECT count(*) FROM order_events") == 2500
+    assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == base + 2500
+    assert running == "running"
+    assert (run["status"], run["events_stored"], run["orders_processed"]) == ("completed", 2, 2)
+    assert (await task(pool, task_id))["status"] == "completed"
+
+
+async def test_a_reading_whose_reader_died_is_begun_again_in_the_same_run(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id = await a_token(pool)
+    task_id = await a_task(pool, token_id, "journal", **{"from": (clock.now() - timedelta(hours=1)).isoformat()})
+    shop.error = AllegroUnavailableError("503")
+    await replica.turn()
+    shop.error = None
+    shop.lines = [a_line(to_event_id(clock.now()))]
+    await pool.execute("UPDATE task_history SET lease_until = now() - interval '1 second'")
+
+    await Replica(pool, shop, kafka, clock, "another").turn()
+
+    assert await pool.fetchval("SELECT count(*) FROM sync_history") == 1
+    assert len(kafka.on("order-events")) == 1
+    assert (await task(pool, task_id))["lease_until"] is None
+
+
+async def test_a_reading_that_found_nothing_new_ends(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    task_id = await a_task(
+        pool, await a_token(pool), "journal", **{"from": (clock.now() - timedelta(hours=1)).isoformat()}
+    )
+    await replica.turn()
+    await pool.execute("UPDATE sync_history SET started_at = now() - interval '2 minutes'")
+
+    await Redelivery(pool, Publisher(kafka, Topics()), SETTINGS).end_settled_runs()  # type: ignore[arg-type]
+
+    assert (await task(pool, task_id))["status"] == "completed"
+
+
+@pytest.mark.parametrize("kind", ["journal", "orders", "full"])
+async def test_a_task_that_is_stopped_ends_as_stopped(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, clock: DatabaseClock, kind: str
+) -> None:
+    moment = (clock.now() - timedelta(hours=1)).isoformat()
+    task_id = await a_task(pool, await a_token(pool), kind, **{"from": moment, "order_ids": ["a"]})
+    await replica.turn()
+    # A walk ends by itself; where there is none any more, the poller ends the run after a while.
+    await pool.execute("UPDATE run_windows SET progress_at = now() - interval '1 minute'")
+    await pool.execute("UPDATE task_history SET status = 'stopping', stop_requested_at = now() - interval '1 minute'")
+
+    await replica.turn()
+
+    ended = await task(pool, task_id)
+    assert (ended["status"], ended["finished_at"] is not None) == ("stopped", True)
+    assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
+
+
+async def test_tasks_of_a_token_without_consent_wait_and_those_of_a_deactivated_one_fail(
+    pool: asyncpg.Pool, replica: Replica
+) -> None:
+    waiting = await a_task(pool, await a_token(pool), "full")
+    failing = await a_task(pool, await a_token(pool, user_id="shop-2"), "full")
+    await pool.execute("UPDATE user_tokens SET status = 'reauthorization_required' WHERE user_id = 'shop-1'")
+    await pool.execute("UPDATE user_tokens SET status = 'deactivated' WHERE user_id = 'shop-2'")
+
+    await replica.turn()
+
+    assert (await task(pool, waiting))["status"] == "queued"
+    assert (await task(pool, failing))["status"] == "failed"
+
+
+async def test_a_task_stopped_while_it_is_being_planned_leaves_nothing(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka
+) -> None:
+    await a_task(pool, await a_token(pool), "full")
+    claimed = await replica.planner.claim(1)
+    await pool.execute("UPDATE task_history SET status = 'stopped', stop_requested_at = now(), finished_at = now()")
+
+    await replica.planner.plan(claimed[0])
+
+    assert await pool.fetchval("SELECT count(*) FROM sync_history") == 0
+    assert await pool.fetchval("SELECT status FROM task_history") == "stopped"
+    assert kafka.records == []
