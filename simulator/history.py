@@ -61,9 +61,9 @@ class History:
             return None
         return number
 
-    def steps(self, form: Form) -> list[Step]:
+    def steps(self, form: Form, roll: bytes) -> list[Step]:
         """What had happened to an order by the horizon."""
-        plan = timeline.plan(self._shelf.roll(form), form.bought_ms + FORM_DELAY_MS)
+        plan = timeline.plan(roll, form.bought_ms + FORM_DELAY_MS)
         return plan if plan[-1][1] <= self.horizon_ms else timeline.until(plan, self.horizon_ms)
 
     def events(self, since_ms: int) -> Iterator[tuple[int, int, int, int]]:
@@ -73,7 +73,7 @@ class History:
             form = self.form(number)
             roll = self._shelf.roll(form)
             silent = timeline.story(roll).silent_bought
-            for place, (kind, at_ms) in enumerate(self.steps(form)):
+            for place, (kind, at_ms) in enumerate(self.steps(form, roll)):
                 # The journal is written 11 to 20 s after the event, so ids do not rise with occurredAt (#2700).
                 written_us = (at_ms + 11_000) * 1000 + (roll[15] * 37 + place * 101) % 256 * 35_000 + roll[14] * 13
                 if written_us >= since_ms * 1000 and not (silent and kind == timeline.BOUGHT):
@@ -85,7 +85,8 @@ class History:
         statuses, fulfillments, updated = bytearray(), bytearray(), []
         for number in range(self.count):
             form = self.form(number)
-            state = timeline.state_of(self.steps(form), timeline.story(self._shelf.roll(form)))
+            roll = self._shelf.roll(form)
+            state = timeline.state_of(self.steps(form, roll), timeline.story(roll))
             statuses.append(timeline.STATUSES.index(state.status))
             fulfillments.append(timeline.FULFILLMENT.index(state.fulfillment))
             updated.append(state.updated_ms)

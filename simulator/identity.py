@@ -5,6 +5,7 @@ order's number, the node the seller's. So nobody has to keep millions of ids to 
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 _GREGORIAN_TO_UNIX_100NS = 0x01B21DD213814000
@@ -38,14 +39,18 @@ def _uuid1(at_ms: int, low_ticks: int, tail: bytes) -> bytes:
     return b"%b-%b-1%b-%b" % (digits[7:], digits[3:7], digits[:3], tail)
 
 
+@lru_cache(maxsize=65536)
+def _tail(seller: int, sequence: int) -> bytes:
+    return b"%04x-%012x" % (sequence, _NODE_PREFIX | seller << 16 | 0x7197)
+
+
 class Ids:
     """All ids of one order, as bytes: they go into bodies."""
 
     __slots__ = ("_bought_ms", "_low_ticks", "_tail")
 
     def __init__(self, seller: int, number: int, live: bool, bought_ms: int) -> None:
-        sequence = _VARIANT | (_LIVE_BIT if live else 0) | number // 1000 & 0x1FFF
-        self._tail = b"%04x-%012x" % (sequence, _NODE_PREFIX | seller << 16 | 0x7197)
+        self._tail = _tail(seller, _VARIANT | (_LIVE_BIT if live else 0) | number // 1000 & 0x1FFF)
         self._low_ticks = number % 1000 * 10
         self._bought_ms = bought_ms
 

@@ -85,7 +85,7 @@ class Ledger:
         return b"".join([self._order_line(seller, seller.order(number, live)) for number, live in keys])
 
     def _order_line(self, seller: Seller, order: Order) -> bytes:
-        facts = seller.shelf.facts(order.form)
+        facts = seller.facts(order)
         order_id = facts.id.decode()
         body = seller.body(order)
         line: dict[str, Any] = {

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from simulator import catalogue, timeline
-from simulator.catalogue import Buyer, DeliveryMethod, Goods, amount, money
+from simulator.catalogue import Buyer, DeliveryMethod, Goods, money
 from simulator.clock import DAY_MS, iso, iso_bytes
 from simulator.dice import Dice
 from simulator.identity import Ids, seller_id
@@ -224,7 +224,7 @@ class Shelf:
             _delivery_address(facts.buyer, state) if ready else b"null",
             _METHODS[method.id],
             _PICKUP_POINT if ready and method.to_point else b"null",
-            amount(delivery_cents).encode(),
+            _amount(delivery_cents),
             b"true" if smart else b"false",
             _NO_TIMES if state.ready_ms is None else _times(state.ready_ms // DAY_MS),
             _invoice(facts.buyer) if roll[26] < 32 else _NO_INVOICE,
@@ -263,7 +263,11 @@ def _delivery_address(buyer: Buyer, state: State) -> bytes:
 
 
 def _money(cents: int) -> bytes:
-    return _MONEY.fill(amount(cents).encode())
+    return _MONEY.fill(_amount(cents))
+
+
+def _amount(cents: int) -> bytes:
+    return b"%d.%02d" % divmod(cents, 100)
 
 
 def _surcharge(facts: Facts, at_ms: int) -> bytes:

@@ -18,7 +18,7 @@ from simulator.faults import Faults
 from simulator.history import History
 from simulator.identity import FORM_DELAY_MS, MAX_LINES, origin, seller_number
 from simulator.journal import Entry, Journal
-from simulator.orders import Form, Shelf
+from simulator.orders import Facts, Form, Shelf
 from simulator.settings import Settings
 from simulator.timeline import State, Step
 
@@ -81,10 +81,12 @@ Mutation = Bought | Stepped | Merged | Wrote | Lost | Connected
 class Order:
     """An order that is not, or no longer, what the history says of it."""
 
-    __slots__ = ("created_ms", "form", "gone_ms", "pending", "steps", "successor")
+    __slots__ = ("created_ms", "facts", "form", "gone_ms", "pending", "steps", "successor")
 
-    def __init__(self, form: Form, steps: list[Step], created_ms: int) -> None:
+    def __init__(self, form: Form, steps: list[Step], created_ms: int, facts: Facts | None = None) -> None:
         self.form = form
+        # Only in orders that are looked at and thrown away: those that are kept would need too much memory.
+        self.facts = facts
         self.steps = steps
         self.created_ms = created_ms
         self.gone_ms: int | None = None
@@ -117,13 +119,18 @@ class Seller:
         if changed is not None:
             return changed
         form = self.history.form(number)
-        return Order(form, self.history.steps(form), form.bought_ms)
+        facts = self.shelf.facts(form)
+        return Order(form, self.history.steps(form, facts.roll), form.bought_ms, facts)
 
     def own(self, number: int, live: bool) -> Order:
         order = self.order(number, live)
         if not live:
+            order.facts = None
             self.changed[number] = order
         return order
+
+    def facts(self, order: Order) -> Facts:
+        return order.facts or self.shelf.facts(order.form)
 
     def find(self, form_id: str) -> Order | None:
         """The order with that id, merged ones and those too old included."""
@@ -141,19 +148,20 @@ class Seller:
         return None
 
     def form_id(self, order: Order) -> str:
-        return self.shelf.ids(order.form).form().decode()
+        return (self.shelf.ids(order.form).form() if order.facts is None else order.facts.id).decode()
 
     def state(self, order: Order, as_of_ms: int | None = None) -> State:
-        steps = order.steps if as_of_ms is None else timeline.until(order.steps, as_of_ms) or order.steps[:1]
-        return timeline.state_of(steps, timeline.story(self.shelf.roll(order.form)))
+        told = timeline.story(self.shelf.roll(order.form)) if order.facts is None else order.facts.story
+        return timeline.state_of(_steps_until(order, as_of_ms), told)
 
     def body(self, order: Order, as_of_ms: int | None = None) -> bytes:
         """The order's JSON, now or as it was."""
-        return self.shelf.order_body(self.shelf.facts(order.form), self.state(order, as_of_ms))
+        facts = order.facts or self.shelf.facts(order.form)
+        return self.shelf.order_body(facts, timeline.state_of(_steps_until(order, as_of_ms), facts.story))
 
     def event_body(self, event_id: int, entry: Entry) -> bytes:
         order = self.order(entry.order, entry.live)
-        return self.shelf.event_body(self.shelf.facts(order.form), order.steps[: entry.place + 1], event_id)
+        return self.shelf.event_body(self.facts(order), order.steps[: entry.place + 1], event_id)
 
     def next_kind(self, order: Order) -> int | None:
         """The step that this order takes next: its own plan's if it has kept to it, else the usual one."""
@@ -165,6 +173,10 @@ class Seller:
             if kinds[: len(taken)] == taken and len(taken) < len(kinds):
                 return kinds[len(taken)]
         return timeline.next_kind(state, timeline.story(roll))
+
+
+def _steps_until(order: Order, as_of_ms: int | None) -> list[Step]:
+    return order.steps if as_of_ms is None else timeline.until(order.steps, as_of_ms) or order.steps[:1]
 
 
 class World:
