@@ -1,0 +1,209 @@
+"""Redelivery, full listings, refreshes, housekeeping: shared by replicas, never stacked, never too early."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.poller.full_runs import FullRuns
+from services.poller.housekeeping import Housekeeper
+from services.poller.publish import Publisher
+from services.poller.redelivery import Redelivery
+from services.poller.refresh import TokenRefresher
+from services.poller.slots import Slots
+from services.poller.wakeups import listen
+from shared.allegro.errors import AllegroUnavailableError
+from shared.topics import Topics
+from tests.builders import a_run, a_token
+from tests.poller.conftest import SETTINGS, Kafka, a_schedule, a_task
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def redelivery(pool: asyncpg.Pool, kafka: Kafka) -> Redelivery:
+    return Redelivery(pool, Publisher(kafka, Topics()), SETTINGS)  # type: ignore[arg-type]
+
+
+async def owe(pool: asyncpg.Pool, token_id: int, orders: int = 1, *, waited: timedelta = timedelta(0)) -> None:
+    await pool.execute(
+        "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, attempts, next_attempt_at,"
+        "  created_at)"
+        " SELECT $1, 'o-' || n, now(), 3, now(), now() - $3::interval FROM generate_series(1, $2::int) AS n",
+        token_id,
+        orders,
+        waited,
+    )
+
+
+async def test_what_is_owed_is_sent_out_once_by_all_replicas_together(
+    pool: asyncpg.Pool, redelivery: Redelivery, kafka: Kafka
+) -> None:
+    await owe(pool, await a_token(pool), 2500)
+
+    while any(await asyncio.gather(*(redelivery.turn() for _ in range(3)))):
+        pass
+
+    sent = [record.order_id for record in kafka.on("order-events")]
+    assert len(sent) == len(set(sent)) == 2500
+    assert {record.attempts for record in kafka.on("order-events")} == {3}
+    assert await pool.fetchval("SELECT min(attempts) = 3 AND max(attempts) = 3 FROM pending_fetches")
+
+
+@pytest.mark.parametrize(
+    ("waited", "least", "most"),
+    [
+        (timedelta(0), timedelta(minutes=1), timedelta(minutes=3)),
+        (timedelta(hours=1), timedelta(minutes=50), timedelta(minutes=70)),
+        (timedelta(days=9), timedelta(hours=5), timedelta(hours=7)),
+    ],
+)
+async def test_the_longer_an_order_is_owed_the_less_often_it_is_sent_out(
+    pool: asyncpg.Pool, redelivery: Redelivery, waited: timedelta, least: timedelta, most: timedelta
+) -> None:
+    await owe(pool, await a_token(pool), waited=waited)
+
+    await redelivery.turn()
+
+    assert least < await pool.fetchval("SELECT next_attempt_at - now() FROM pending_fetches") < most
+
+
+async def test_nothing_is_sent_out_for_a_token_that_cannot_call(
+    pool: asyncpg.Pool, redelivery: Redelivery, kafka: Kafka
+) -> None:
+    token_id = await a_token(pool)
+    await owe(pool, token_id)
+    await a_run(pool, token_id=token_id)
+    await pool.execute("UPDATE run_windows SET published_at = '2020-01-01', progress_at = '2020-01-01'")
+    await pool.execute("UPDATE user_tokens SET status = 'reauthorization_required'")
+
+    await redelivery.turn()
+
+    assert kafka.records == []
+
+
+async def test_a_walk_that_moves_is_left_alone(pool: asyncpg.Pool, redelivery: Redelivery, kafka: Kafka) -> None:
+    await a_run(pool, token_id=await a_token(pool))
+    await pool.execute("UPDATE run_windows SET published_at = now() - interval '1 hour', progress_at = now()")
+
+    await redelivery.turn()
+
+    assert kafka.records == []
+
+
+async def test_complete_listings_are_queued_once_however_many_times_were_missed(pool: asyncpg.Pool) -> None:
+    for number in range(3):
+        await a_schedule(pool, await a_token(pool, user_id=f"shop-{number}"))
+    await pool.execute("UPDATE active_sync_schedules SET next_full_run = now() - interval '3 days'")
+    replicas = [FullRuns(pool, SETTINGS) for _ in range(4)]
+
+    await asyncio.gather(*(replica.turn() for replica in replicas))
+    await pool.execute("UPDATE active_sync_schedules SET next_full_run = now() - interval '3 days'")
+    await asyncio.gather(*(replica.turn() for replica in replicas))
+
+    tasks = await pool.fetch("SELECT user_token_id, kind, status FROM task_history ORDER BY user_token_id")
+    assert [(task["kind"], task["status"]) for task in tasks] == [("reconcile", "queued")] * 3
+    assert len({task["user_token_id"] for task in tasks}) == 3
+    least, most = await pool.fetchrow(
+        "SELECT min(next_full_run - now()), max(next_full_run - now()) FROM active_sync_schedules"
+    )
+    assert timedelta(minutes=59) < least <= most < timedelta(minutes=67)
+
+
+class Vault:
+    """Due tokens, each refreshed once; number 13 fails, number 99 is slow."""
+
+    def __init__(self) -> None:
+        self.due = [1, 13, 99]
+        self.refreshed: list[int] = []
+        self.slow = asyncio.Event()
+
+    async def due_tokens(self, limit: int) -> list[int]:
+        return self.due[:limit]
+
+    async def refresh(self, token_id: int) -> int:
+        self.refreshed.append(token_id)
+        if token_id == 13:
+            raise AllegroUnavailableError("503")
+        if token_id == 99:
+            await self.slow.wait()
+        self.due.remove(token_id)
+        return 2
+
+
+async def test_due_tokens_are_refreshed_and_a_slow_one_delays_nobody() -> None:
+    vault = Vault()
+    slots = Slots("refresh", 2)
+    refresher = TokenRefresher(vault, slots)  # type: ignore[arg-type]
+    async with slots:
+        for _ in range(4):
+            await refresher.turn()
+            await asyncio.sleep(0)
+        in_hand_once = vault.refreshed.count(99)
+        vault.slow.set()
+        await slots.idle()
+
+    assert 1 in vault.refreshed
+    assert vault.refreshed.count(13) >= 2
+    assert in_hand_once == 1
+
+
+async def test_what_has_aged_is_removed_and_orders_never(pool: asyncpg.Pool) -> None:
+    token_id = await a_token(pool)
+    await a_run(pool, token_id=token_id)
+    await a_task(pool, token_id, "full")
+    await pool.execute("UPDATE sync_history SET started_at = now() - interval '91 days', status = 'completed'")
+    await pool.execute("UPDATE task_history SET created_at = now() - interval '91 days'")
+    await pool.execute("UPDATE task_history SET status = 'completed' WHERE status = 'running'")
+    await pool.execute(
+        "INSERT INTO order_events (user_token_id, event_id, event_type, event_data, stored_at)"
+        " VALUES ($1, 1, 'BOUGHT', '{}', now() - interval '731 days'), ($1, 2, 'BOUGHT', '{}', now())",
+        token_id,
+    )
+    await pool.execute(
+        "INSERT INTO orders (user_token_id, allegro_order_id, status, order_data, observed_at, observed_by, created_at)"
+        " VALUES ($1, 'o', 'CANCELLED', '{}', '2001-01-01', 'detail', '2001-01-01')",
+        token_id,
+    )
+
+    await Housekeeper(pool, SETTINGS).turn()
+
+    assert await pool.fetchval("SELECT count(*) FROM sync_history") == 0
+    assert await pool.fetchval("SELECT count(*) FROM run_windows") == 0
+    assert await pool.fetchval("SELECT status FROM task_history") == "queued"
+    assert await pool.fetchval("SELECT event_id FROM order_events") == 2
+    assert await pool.fetchval("SELECT count(*) FROM orders") == 1
+
+
+async def test_a_notification_wakes_the_loop_that_listens(pool: asyncpg.Pool, database_url: str) -> None:
+    wakes = {"orders_backup_tasks": asyncio.Event()}
+    listening = asyncio.Event()
+    task: asyncio.Task[Any] = asyncio.create_task(listen(database_url, wakes, listening.set))
+    await listening.wait()
+    wakes["orders_backup_tasks"].clear()
+
+    await pool.execute("SELECT pg_notify('orders_backup_tasks', '')")
+
+    async with asyncio.timeout(10):
+        await wakes["orders_backup_tasks"].wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_listener_fails_when_its_connection_is_cut_so_that_it_is_started_again(
+    pool: asyncpg.Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.poller.wakeups._CHECK_SECONDS", 0.05)
+    listening = asyncio.Event()
+    task: asyncio.Task[Any] = asyncio.create_task(listen(database_url, {}, listening.set))
+    await listening.wait()
+
+    await pool.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name NOT LIKE 'orders-backup%' AND pid <> pg_backend_pid()"
+    )
+
+    with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await asyncio.wait_for(task, 10)
