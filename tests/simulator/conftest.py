@@ -1,17 +1,23 @@
-"""The simulated Allegro as a process of its own, seen from outside: every test here speaks HTTP with it."""
+"""The simulated Allegro seen from outside: the tests speak HTTP with it."""
 
+import asyncio
 import base64
 import contextlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from simulator import server
+from simulator.settings import Settings, read_settings
 
 ACCEPT = "application/vnd.allegro.public.v1+json"
 USER_AGENT = "OrdersBackupTests/1.0 (+https://example.org/orders-backup)"
@@ -81,6 +87,12 @@ class Simulator:
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=30, headers={"User-Agent": "control"}, trust_env=False)
 
+    def __enter__(self) -> "Simulator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
     def post(self, path: str, document: Any = None) -> Any:
         return self._control("POST", path, document)
 
@@ -125,18 +137,43 @@ class Simulator:
 
 
 @contextlib.contextmanager
-def running(*options: str) -> Iterator[Simulator]:
-    """Start a simulator on a free port and stop it."""
+def process(*options: str) -> Iterator[Simulator]:
+    """`python -m simulator` on a free port; killed without a warning at the end."""
     command = [sys.executable, "-m", "simulator", "--port", "0", *UNHURRIED, *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         try:
-            assert process.stdout is not None
-            simulator = Simulator(json.loads(process.stdout.readline())["url"])
-            with simulator.http:
+            assert child.stdout is not None
+            with Simulator(json.loads(child.stdout.readline())["url"]) as simulator:
                 yield simulator
         finally:
-            process.terminate()
-            process.wait(timeout=10)
+            child.kill()
+
+
+@contextlib.contextmanager
+def running(*options: str) -> Iterator[Simulator]:
+    """The same in a thread of this process, which starts at once."""
+    settings = read_settings(["--port", "0", *UNHURRIED, *options], {})
+    ready: Future[tuple[str, Callable[[], object]]] = Future()
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(settings, ready)), daemon=True)
+    thread.start()
+    url, stop = ready.result(timeout=30)
+    try:
+        with Simulator(url) as simulator:
+            yield simulator
+    finally:
+        stop()
+        thread.join(timeout=10)
+
+
+async def _serve(settings: Settings, ready: "Future[tuple[str, Callable[[], object]]]") -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        async with server.Simulator(settings) as simulator:
+            ready.set_result((simulator.url, lambda: loop.call_soon_threadsafe(stopped.set)))
+            await stopped.wait()
+    except OSError as error:
+        ready.set_exception(error)
 
 
 Start = Callable[..., Simulator]

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.simulator.conftest import ACCEPT, USER_AGENT, Connected, Simulator, Start, running
+from tests.simulator.conftest import ACCEPT, USER_AGENT, Connected, Simulator, Start, process
 
 _LIMIT_SECONDS = 30.0
 EPOCH = "--epoch=2026-10-10T12:00:00Z"
@@ -117,7 +117,7 @@ def test_pages_and_single_orders_need_no_memory_of_the_past(start: Start) -> Non
 
 def test_everything_survives_a_kill(tmp_path: Path) -> None:
     options = ("--history-orders=50", f"--state-file={tmp_path / 'state.json'}", "--live-step-seconds=0.02")
-    with running(*options) as simulator:
+    with process(*options) as simulator:
         seller = simulator.connect()
         live_to_the_end(simulator, 10)
         order_id = seller.orders()[-1]["id"]
@@ -125,7 +125,7 @@ def test_everything_survives_a_kill(tmp_path: Path) -> None:
         orders = {order["id"]: order for order in seller.orders()}
         waiting = simulator.device()
 
-    with running(*options) as simulator:
+    with process(*options) as simulator:
         again = Connected(seller.seller_id, seller.access_token, seller.refresh_token, simulator.http)
         assert {order["id"]: order for order in again.orders()} == orders
         check_ledger(simulator, again)
