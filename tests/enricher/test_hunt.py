@@ -46,7 +46,8 @@ def test_every_wanted_order_is_found_or_missed_and_never_both(wanted: set[int], 
 
     assert found | missed == {f"order-{number}" for number in wanted}
     assert not found & missed
-    assert requests + len(missed) <= len(wanted) + 1
+    # Each page settles one of them at least, and none is asked for unless it could show two.
+    assert requests < max(len(wanted), 1)
 
 
 def test_a_dense_backlog_costs_one_request_for_a_hundred_orders() -> None:
