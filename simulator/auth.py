@@ -28,7 +28,8 @@ class Consents:
 
     def decide(self, user_code: str, decision: str, seller: Seller | None) -> Seller | None:
         """The seller (or the next who has not been connected yet) allows or denies; None if nobody waits for it."""
-        chosen = seller or self._next_free()
+        anybody = self._world.sellers[0] if decision == "deny" else None
+        chosen = seller or self._next_free() or anybody
         if chosen is None:
             return None
         device = self._oauth.decide(user_code, decision, chosen.number)

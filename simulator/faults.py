@@ -43,6 +43,7 @@ _AMOUNTS: Final[Mapping[str, float]] = {
     "maintenance": 0,
     "toxic": 5_000_000,  # bytes of a big body
 }
+_OTHER_NAMES: Final = {"token_429": "token_endpoint_429"}
 _IN_SECONDS: Final = frozenset({"list_lag_seconds"})
 _USUAL_ENDPOINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "captcha_403": AUTH_ENDPOINTS,
@@ -89,7 +90,8 @@ class Faults:
     def merge(self, wanted: Mapping[str, object]) -> None:
         """Change only those named; null, false or 0 switches one off. Raises UnknownFaultError."""
         changed = _read_all(wanted)
-        kept = {name: fault for name, fault in self._active.items() if name not in wanted}
+        named = {_OTHER_NAMES.get(name, name) for name in wanted}
+        kept = {name: fault for name, fault in self._active.items() if name not in named}
         self._active = {**kept, **changed}
 
     def get(self, name: str) -> Fault | None:
@@ -123,8 +125,9 @@ def _concerns(name: str, fault: Fault, endpoint: str | None, seller: str | None)
 
 
 def _read_all(wanted: Mapping[str, object]) -> dict[str, Fault]:
-    faults = {name: _read(name, value) for name, value in wanted.items()}
-    return {name: fault for name, fault in faults.items() if fault is not None}
+    faults = {_OTHER_NAMES.get(name, name): value for name, value in wanted.items()}
+    read = {name: _read(name, value) for name, value in faults.items()}
+    return {name: fault for name, fault in read.items() if fault is not None}
 
 
 def _read(name: str, value: object) -> Fault | None:

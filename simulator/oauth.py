@@ -8,7 +8,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from hashlib import blake2b, shake_256
-from itertools import count
+from itertools import count, islice
 from typing import Final
 
 import msgspec
@@ -262,14 +262,15 @@ class OAuth:
         return pair
 
     def _forget_old(self, now_us: int) -> None:
-        """Drop the oldest pairs once neither token works any more; an answer about them stays the same."""
-        for refresh in list(self._by_refresh)[:4]:
-            pair = self._by_refresh[refresh]
+        """Drop pairs that work no more, a few at each call; an answer about them stays the same."""
+        for refresh in list(islice(self._by_refresh, 4)):
+            pair = self._by_refresh.pop(refresh)
             spent = pair.spent_us is not None and now_us - pair.spent_us > self._settings.refresh_grace * SECOND_US
-            if not spent or now_us - pair.issued_us < self._settings.token_lifetime * SECOND_US:
-                return
-            del self._by_refresh[refresh]
-            self._by_access.pop(pair.access, None)
+            if spent and now_us - pair.issued_us >= self._settings.token_lifetime * SECOND_US:
+                self._by_access.pop(pair.access, None)
+            else:
+                # To the end of the queue.
+                self._by_refresh[refresh] = pair
 
     @staticmethod
     def _expiry(now_us: int, lifetime: float) -> int:
