@@ -16,6 +16,7 @@ help: ## show this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
+	@echo "  CHAOS=1|all                    kill -9 the services, or the broker and PostgreSQL as well (demo)"
 	@echo "  KAFKA=embedded|apache|docker   which broker to start (demo, up, test)"
 	@echo "  ARGS='...'                     passed on to pytest, the demo or up (ARGS=--help)"
 
@@ -30,8 +31,8 @@ $(STAMP): requirements/uv.lock requirements/dev.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-demo: $(STAMP) ## run everything against a simulated Allegro and compare the result (CHAOS=1: with kill -9)
-	@$(BIN)/python -m devstack demo $(if $(filter-out 0,$(CHAOS)),--chaos) $(ARGS)
+demo: $(STAMP) ## run everything against a simulated Allegro and compare the result
+	@$(BIN)/python -m devstack demo $(if $(filter-out 0,$(CHAOS)),--chaos $(if $(filter all,$(CHAOS)),all,services)) $(ARGS)
 
 up: $(STAMP) ## run everything and stay; data in .data/ (or DATA_DIR), settings from .env
 	@$(BIN)/python -m devstack up $(ARGS)

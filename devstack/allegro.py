@@ -32,6 +32,8 @@ class SimulatedAllegro:
 
     def start(self) -> None:
         self.child.start()
+
+    def wait_until_ready(self) -> None:
         self.child.wait_until_http(f"{self.url}/_sim/health", _START_SECONDS)
 
     def stop(self) -> None:

@@ -25,6 +25,7 @@ class Broker(Protocol):
     def running(self) -> bool: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
+    def kill(self) -> None: ...
     def restart(self) -> None: ...
 
 
@@ -38,6 +39,7 @@ class Database(Protocol):
     def url(self) -> str: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class GivenBroker:
@@ -58,6 +60,9 @@ class GivenBroker:
 
     def stop(self) -> None:
         """It was running before."""
+
+    def kill(self) -> None:
+        raise DevstackError("A broker given by KAFKA_BOOTSTRAP_SERVERS is not ours to kill.")
 
     def restart(self) -> None:
         raise DevstackError("A broker given by KAFKA_BOOTSTRAP_SERVERS is not ours to restart.")
@@ -80,6 +85,9 @@ class GivenDatabase:
 
     def stop(self) -> None:
         """It was running before."""
+
+    def kill(self) -> None:
+        raise DevstackError("A PostgreSQL given by DATABASE_URL is not ours to kill.")
 
 
 def choose_broker(environ: Mapping[str, str], folder: Path, *, port: int | None = None) -> Broker:

@@ -89,6 +89,9 @@ class DockerKafka:
             self._running.stop()
             self._running = None
 
+    def kill(self) -> None:
+        raise DevstackError("Chaos with containers is not supported: their ports and data would go with them.")
+
     def restart(self) -> None:
         """Restart the container: same port, same data."""
         self._running.get_wrapped_container().restart()
@@ -138,6 +141,9 @@ class DockerPostgres:
         if self._running is not None:
             self._running.stop()
             self._running = None
+
+    def kill(self) -> None:
+        raise DevstackError("Chaos with containers is not supported: their ports and data would go with them.")
 
     def _accepts(self) -> bool:
         async def connect() -> None:

@@ -26,11 +26,12 @@ from devstack import processes
 from devstack.allegro import Control
 from devstack.errors import DevstackError
 from devstack.ledger import Comparison, compare
-from devstack.stack import SERVICES, Stack, without_ours
+from devstack.stack import SERVERS, SERVICES, Stack, without_ours
 
 _POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 3.0
 _CONSENT_SECONDS = 90.0
+_CHAOS = {"services": SERVICES, "all": (*SERVICES, *SERVERS)}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Plan:
     live_orders: int = 150
     live_rate: float = 10.0
     seed: int = 1
-    chaos: bool = False
+    chaos: Sequence[str] = ()
     limit_seconds: float = 300.0
     keep: bool = False
 
@@ -130,6 +131,7 @@ class Demo:
         self._display = display
         self._outcome = outcome
         self._sellers: list[str] = []
+        self._chaos_is_over = not plan.chaos
         self._random = random.Random(plan.seed)  # noqa: S311 - a run can be repeated by its seed
 
     async def run(self) -> None:
@@ -140,7 +142,7 @@ class Demo:
         await self._control.start_live(self._plan.live_orders, self._plan.live_rate)
         async with asyncio.TaskGroup() as tasks:
             if self._plan.chaos:
-                tasks.create_task(self._kill_each_service())
+                tasks.create_task(self._kill_each())
             tasks.create_task(self._until_equal())
         first = await self._database.fetchval("SELECT min(created_at) FROM orders")
         if first is not None:
@@ -165,31 +167,39 @@ class Demo:
             await asyncio.sleep(_POLL_SECONDS)
         raise DevstackError(f"{user} was not connected within {_CONSENT_SECONDS:g} s of the seller's consent")
 
-    async def _kill_each_service(self) -> None:
-        """kill -9 one service after the other in the middle of its work, and start it again."""
-        victims = list(SERVICES)
+    async def _kill_each(self) -> None:
+        """kill -9 one victim after the other in the middle of its work, and start it again."""
+        victims = list(self._plan.chaos)
         self._random.shuffle(victims)
         for victim in victims:
-            await asyncio.sleep(self._random.uniform(1.0, 3.0))
-            child = self._stack.services[victim]
-            child.kill()
-            after = time.time() - self._stack.services_started_at
-            self._outcome.kills.append(f"{victim} after {after:.0f} s")
+            await asyncio.sleep(self._random.uniform(0.5, 3.0))
+            if not (await self._control.live())["active"]:
+                await self._control.start_live(self._plan.live_orders // len(victims), self._plan.live_rate)
+                await asyncio.sleep(self._random.uniform(0.5, 2.0))
+            self._stack.kill(victim)
+            self._outcome.kills.append(f"{victim} after {self._stack.seconds_since_start():.0f} s")
             self._display.say(f"kill -9 {victim}")
             await asyncio.sleep(self._random.uniform(0.0, 1.0))
-            child.start()
-            await asyncio.to_thread(self._stack.wait_until_ready, victim)
+            self._stack.start_again(victim)
+            if victim in SERVICES:
+                await asyncio.to_thread(self._stack.wait_until_ready, victim)
+        self._chaos_is_over = True
 
     async def _until_equal(self) -> None:
         """Wait until the tables look complete, then until they are equal to the ledger, or the time is up."""
         deadline = time.monotonic() + self._plan.limit_seconds
         while True:
-            counts = await self._counts()
+            try:
+                counts = await self._counts()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                if not self._plan.chaos:
+                    raise
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
             self._display.show(counts)
             self._check_services()
             late = time.monotonic() > deadline
-            chaos_is_over = not self._plan.chaos or len(self._outcome.kills) == len(SERVICES)
-            if late or (counts.look_complete and chaos_is_over):
+            if late or (counts.look_complete and self._chaos_is_over):
                 self._outcome.comparison = await compare(self._control, self._sellers, self._database)
                 if late or self._outcome.comparison.equal:
                     return
@@ -310,7 +320,7 @@ def run(plan: Plan, console: Console) -> int:
                 stack.wait_until_ready("api")
                 outcome.setup_seconds = time.monotonic() - began
                 asyncio.run(_work(plan, stack, console, outcome))
-                outcome.work_seconds = time.time() - stack.services_started_at
+                outcome.work_seconds = stack.seconds_since_start()
             except BaseException:
                 _show_logs(stack, console)
                 raise
@@ -333,7 +343,14 @@ def plan_from(arguments: Sequence[str]) -> Plan:
     parser.add_argument("--live-orders", type=int, default=defaults.live_orders, help="new orders while it runs")
     parser.add_argument("--live-rate", type=float, default=defaults.live_rate, help="new orders a second")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the orders and of the kills")
-    parser.add_argument("--chaos", action="store_true", help="kill -9 each service once in the middle")
+    parser.add_argument(
+        "--chaos",
+        nargs="?",
+        choices=[*_CHAOS],
+        const="services",
+        help="kill -9 each service (all: the broker and PostgreSQL, too) in the middle",
+    )
     parser.add_argument("--limit-seconds", type=float, default=defaults.limit_seconds, help="give up after so long")
     parser.add_argument("--keep", action="store_true", help="keep data and logs, and say where")
-    return Plan(**vars(parser.parse_args(arguments)))
+    values = vars(parser.parse_args(arguments))
+    return Plan(**{**values, "chaos": _CHAOS.get(values["chaos"], ())})

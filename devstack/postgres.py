@@ -116,6 +116,14 @@ class Postgres:
         if self._child is not None:
             self._child.stop(signal.SIGQUIT if mode == "immediate" else signal.SIGINT)
 
+    def kill(self) -> None:
+        """kill -9 the postmaster; its backends end when they notice."""
+        if self._child is not None:
+            backends = psutil.Process(self.pid).children(recursive=True) if self.running else []
+            self._child.kill()
+            # The next server refuses to start while one of them is attached to the shared memory.
+            psutil.wait_procs(backends, timeout=30)
+
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Stop and start on the same port with the same data."""
         self.stop(mode)

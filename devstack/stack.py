@@ -20,6 +20,7 @@ from devstack.processes import ROOT, Child
 
 # In the order of their start.
 SERVICES = ("api", "poller", "enricher", "writer")
+SERVERS = ("Kafka", "PostgreSQL")
 # What the product's variables begin with: a demo must not pick up those of whoever runs it.
 OURS = ("ALLEGRO_", "API_", "DATABASE_", "ENCRYPTION_", "ENRICHER_", "KAFKA", "LOG_", "POLLER_", "SYNC_", "WRITER_")
 
@@ -79,10 +80,12 @@ class Stack:
     def start_servers(self) -> None:
         """PostgreSQL, the broker, and the simulated Allegro if there is to be one."""
         self.logs.mkdir(parents=True, exist_ok=True)
+        if self.simulator is not None:
+            self.simulator.start()
         self._timed(f"PostgreSQL ({self.database.name})", self.database.start)
         self._timed(f"Kafka ({self.broker.name})", self.broker.start)
         if self.simulator is not None:
-            self._timed("simulated Allegro", self.simulator.start)
+            self._timed("simulated Allegro", self.simulator.wait_until_ready)
 
     def set_up(self) -> None:
         """Migrate the database and create the topics; does nothing where that is done."""
@@ -111,10 +114,33 @@ class Stack:
         for child in self.services.values():
             child.start()
 
+    def seconds_since_start(self) -> float:
+        """How long ago the services were started."""
+        return time.time() - self.services_started_at
+
     def wait_until_ready(self, service: str) -> None:
         """Wait for a service's own word that it is ready."""
         child = self.services[service]
         self._timed(service, lambda: child.wait_until_http(f"{self.url(service)}/readyz", _READY_SECONDS))
+
+    def kill(self, name: str) -> None:
+        """kill -9 a service or one of the servers."""
+        if name == "Kafka":
+            self.broker.kill()
+        elif name == "PostgreSQL":
+            self.database.kill()
+        else:
+            self.services[name].kill()
+
+    def start_again(self, name: str) -> None:
+        """Start what was killed or died; a broker comes back with its topics, though perhaps empty ones."""
+        if name == "Kafka":
+            self.broker.start()
+            self.set_up()
+        elif name == "PostgreSQL":
+            self.database.start()
+        else:
+            self.services[name].start()
 
     def stop(self) -> None:
         """Stop what runs, in reverse order; the services together, since each finishes the work it has in hand."""

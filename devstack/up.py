@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit, urlunsplit
 
 from dotenv import dotenv_values
 from rich.console import Console
-from rich.table import Table
 
 from devstack.errors import DevstackError
 from devstack.processes import ROOT
@@ -150,17 +150,15 @@ def look(watched: Sequence[Watched], now: float, say: Callable[[str], None]) -> 
 
 
 def _watched(stack: Stack) -> list[Watched]:
-    def start_broker() -> None:
-        stack.broker.start()
-        stack.set_up()  # the embedded broker comes back without its topics
-
     now = time.monotonic()
     children = dict(stack.services)
     if stack.simulator is not None:
         children["the simulated Allegro"] = stack.simulator.child
     return [
-        Watched("PostgreSQL", lambda: stack.database.running, stack.database.start, None, Restarts(now)),
-        Watched("Kafka", lambda: stack.broker.running, start_broker, None, Restarts(now)),
+        Watched(
+            "PostgreSQL", lambda: stack.database.running, partial(stack.start_again, "PostgreSQL"), None, Restarts(now)
+        ),
+        Watched("Kafka", lambda: stack.broker.running, partial(stack.start_again, "Kafka"), None, Restarts(now)),
         *(
             Watched(name, partial(getattr, child, "running"), child.start, child.log, Restarts(now))
             for name, child in children.items()
@@ -168,21 +166,26 @@ def _watched(stack: Stack) -> list[Watched]:
     ]
 
 
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}:{parts.port or 5432}"))
+
+
 def _welcome(stack: Stack, console: Console) -> None:
     """Where everything is, and what to try."""
     api = stack.url("api")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("API documentation", f"{api}/docs")
-    table.add_row("health", f"{api}/health")
-    for service in SERVICES:
-        table.add_row(f"metrics of {service}", f"{stack.url(service)}/metrics")
-    if stack.simulator is not None:
-        table.add_row("simulated Allegro", stack.simulator.url)
-    table.add_row("PostgreSQL", stack.database.url())
-    table.add_row("Kafka", stack.broker.bootstrap_servers)
-    table.add_row("data and logs", str(stack.folder))
+    places = {
+        "API documentation": f"{api}/docs",
+        "health": f"{api}/health",
+        **{f"metrics of {service}": f"{stack.url(service)}/metrics" for service in SERVICES},
+        **({"simulated Allegro": stack.simulator.url} if stack.simulator is not None else {}),
+        "PostgreSQL": _without_password(stack.database.url()),
+        "Kafka": stack.broker.bootstrap_servers,
+        "data, logs, keys": str(stack.folder),
+    }
     console.print()
-    console.print(table, highlight=False, soft_wrap=True)
+    for what, where in places.items():
+        console.print(f"  {what:<20} {where}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.print("What to try next: connect a seller, then read its orders.")
     lines = [

@@ -72,6 +72,15 @@ async def test_what_was_committed_survives_a_restart(postgres: Postgres, mode: s
     assert await fetch(url, f"SELECT one FROM {table}") == 1
 
 
+async def test_what_was_committed_survives_a_kill(postgres: Postgres) -> None:
+    await fetch(postgres.url(), "CREATE TABLE killed AS SELECT 1 AS one")
+    postgres.kill()
+
+    postgres.start()
+
+    assert await fetch(postgres.url(), "SELECT one FROM killed") == 1
+
+
 async def test_it_starts_again_after_the_machine_lost_power(tmp_path: Path) -> None:
     server = Postgres(tmp_path / "postgres", durable=False)
     server.start()
