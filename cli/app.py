@@ -1,19 +1,39 @@
-"""The command line put together. Exit codes: 0 done, 1 it failed, 2 wrong usage or setting."""
+"""The command line put together.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage or setting; 3 something is not reachable, try again later;
+130 interrupted.
+"""
 
 import sys
 
 import typer
 
+from cli import dead_letters, keys, orders, sync, tokens
+from cli.auth import auth
+from cli.errors import AwayError
 from cli.setup import setup
-from shared.errors import ConfigurationError, OrdersBackupError
+from shared.database import TRANSIENT_DATABASE_ERRORS
+from shared.errors import ConfigurationError, OrdersBackupError, TransientError
 
-app = typer.Typer(name="orders-backup", no_args_is_help=True, help="Run and look after Allegro Orders Backup.")
+_AWAY_ERRORS: tuple[type[Exception], ...] = (AwayError, TransientError, *TRANSIENT_DATABASE_ERRORS)
+_FAILED = 1
+_MISUSED = 2
+_AWAY = 3
+
+app = typer.Typer(
+    name="orders-backup",
+    no_args_is_help=True,
+    help="Run and look after Allegro Orders Backup.",
+    epilog="Exit codes: 0 done; 1 refused or failed; 2 wrong usage or setting; 3 not reachable, try again later.",
+    pretty_exceptions_enable=False,
+)
 app.command()(setup)
-
-
-@app.callback()
-def _commands() -> None:
-    """Run and look after Allegro Orders Backup."""
+app.command()(auth)
+app.add_typer(tokens.app, name="tokens")
+app.add_typer(sync.app, name="sync")
+app.add_typer(orders.app, name="orders")
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
@@ -21,8 +41,13 @@ def main() -> None:
     try:
         app()
     except ConfigurationError as error:
-        sys.stderr.write(f"orders-backup: {error}\n")
-        sys.exit(2)
+        _end(error, _MISUSED)
+    except _AWAY_ERRORS as error:
+        _end(error, _AWAY)
     except OrdersBackupError as error:
-        sys.stderr.write(f"orders-backup: {error}\n")
-        sys.exit(1)
+        _end(error, _FAILED)
+
+
+def _end(error: Exception, code: int) -> None:
+    sys.stderr.write(f"orders-backup: {error}\n")
+    sys.exit(code)

@@ -1,0 +1,77 @@
+"""`orders-backup orders`: look at the stored orders."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.client import DEFAULT_URL, Api, ApiUrl, part
+from cli.output import AsJson, show_fields, show_json, show_table
+
+app = typer.Typer(no_args_is_help=True, help="Look at the stored orders.")
+
+_LIST = ("order_id", "status", "fulfillment_status", "buyer_login", "total_amount", "currency", "bought_at", "gone_at")
+_FIELDS = (
+    *("order_id", "status", "fulfillment_status", "buyer_login", "buyer_email", "total_amount", "currency"),
+    *("bought_at", "observed_at", "observed_by", "updated_at", "gone_at", "gone_reason", "successor_order_id"),
+    "predecessor_order_ids",
+)
+
+UserId = Annotated[str, typer.Argument(help="Your own name for the seller.")]
+
+
+@app.command("list")
+def list_orders(
+    user_id: UserId,
+    status: Annotated[str | None, typer.Option(help="As Allegro names it: READY_FOR_PROCESSING.")] = None,
+    fulfillment_status: Annotated[str | None, typer.Option(help="As Allegro names it: SENT.")] = None,
+    bought_from: Annotated[str | None, typer.Option(help="Bought at or after: 2026-01-01T00:00:00Z.")] = None,
+    bought_to: Annotated[str | None, typer.Option(help="Bought before.")] = None,
+    updated_since: Annotated[str | None, typer.Option(help="Our copy changed at or after.")] = None,
+    buyer_login: Annotated[str | None, typer.Option(help="Of this buyer.")] = None,
+    sort: Annotated[str, typer.Option(help="bought_at or updated_at; with a minus, newest first.")] = "-bought_at",
+    fields: Annotated[str | None, typer.Option(help="Fields of the JSON, separated by commas.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+    api_url: ApiUrl = DEFAULT_URL,
+) -> None:
+    """Orders of a seller."""
+    with Api(api_url) as api:
+        orders = list(
+            api.items(
+                f"/orders/{part(user_id)}",
+                at_most=limit,
+                status=status,
+                fulfillment_status=fulfillment_status,
+                bought_from=bought_from,
+                bought_to=bought_to,
+                updated_since=updated_since,
+                buyer_login=buyer_login,
+                sort=sort,
+                fields=fields if as_json else None,
+            )
+        )
+    if as_json:
+        show_json(orders)
+    else:
+        show_table(orders, _LIST, empty="no orders")
+
+
+@app.command()
+def show(
+    user_id: UserId,
+    order_id: Annotated[str, typer.Argument(help="Allegro's id.")],
+    as_json: AsJson = False,
+    api_url: ApiUrl = DEFAULT_URL,
+) -> None:
+    """One order with its events; with --json complete, as Allegro sent it."""
+    path = f"/orders/{part(user_id)}/{part(order_id)}"
+    with Api(api_url) as api:
+        if as_json:
+            # As it came: reading and writing it again could change numbers.
+            sys.stdout.write(api.text(path) + "\n")
+            return
+        order = api.get(path)
+    show_fields(order, _FIELDS)
+    typer.echo("\nevents")
+    show_table(order["events"], ("event_id", "type", "occurred_at", "stored_at"), empty="none")

@@ -1,0 +1,71 @@
+"""What a command shows: tables for people, JSON for programs (`--json`)."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
+
+
+def progress_console() -> Console:
+    """Where spinners, bars and advice go: standard output stays clean for what was asked for."""
+    return Console(stderr=True)
+
+
+def show_json(value: Any) -> None:
+    """One JSON document."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
+    """One line a row; `columns` are fields of the API's answers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    if table.row_count:
+        _console().print(table)
+    else:
+        typer.echo(empty)
+
+
+def show_fields(fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    """One line a field."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name in names:
+        table.add_row(name.replace("_", " "), _cell(fields.get(name)))
+    _console().print(table)
+
+
+def _console() -> Console:
+    # As wide as it takes where nobody looks: a pipe must not get cut lines.
+    return Console(width=None if sys.stdout.isatty() else 250, highlight=False, markup=False)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case list():
+            return ", ".join(str(item) for item in value)
+        case str() if value.endswith("Z") and "T" in value:
+            return _local(value)
+        case _:
+            return str(value)
+
+
+def _local(moment: str) -> str:
+    """A moment of the API in this machine's time zone; anything else as it is."""
+    try:
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return moment
