@@ -300,6 +300,7 @@ sync_history = Table(
     CheckConstraint("status IN ('running', 'completed', 'stopped', 'stalled', 'failed')", name="status"),
     Index("ix_sync_history_user_token_id_started_at", "user_token_id", "started_at"),
     Index("ix_sync_history_started_at", "started_at"),
+    Index("ix_sync_history_task_id", "task_id"),
     Index("ix_sync_history_running", "user_token_id", postgresql_where=text("status = 'running'")),
 )
 

@@ -10,7 +10,10 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from services.poller.journal import JournalPoller
+from services.poller.leases import Leases
 from services.poller.settings import PollerSettings
+from services.poller.slots import Slots
 from shared.allegro.bodies import JournalEvent
 from shared.allegro.client import JournalPage
 from shared.clock import DatabaseClock
@@ -125,3 +128,9 @@ async def a_schedule(pool: asyncpg.Pool, token_id: int) -> None:
         " SELECT id, user_id, 180, now() + interval '1 day' FROM user_tokens WHERE id = $1",
         token_id,
     )
+
+
+def a_journal_poller(pool: asyncpg.Pool, leases: Leases) -> JournalPoller:
+    """One that only claims."""
+    nothing: Any = None
+    return JournalPoller(pool, nothing, nothing, nothing, leases, Slots("journal", 50), SETTINGS)
