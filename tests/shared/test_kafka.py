@@ -1,0 +1,123 @@
+"""Publishing to a real broker: by key, in order, acknowledged or an error."""
+
+import asyncio
+import socket
+from collections import defaultdict
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from shared.errors import ConfigurationError
+from shared.kafka import (
+    PublishFailedError,
+    RecordProducer,
+    RecordTooLargeError,
+    check_kafka,
+    ensure_topics,
+    faststream_broker,
+    wait_for_topics,
+)
+from shared.settings import KafkaSettings
+
+pytestmark = pytest.mark.integration
+
+
+def settings(bootstrap: str, prefix: str) -> KafkaSettings:
+    return KafkaSettings.model_construct(
+        kafka_bootstrap_servers=(bootstrap,),
+        kafka_topic_prefix=prefix,
+        kafka_topic_partitions=3,
+        kafka_replication_factor=1,
+        kafka_idempotent_producer=False,
+        kafka_compression="lz4",
+    )
+
+
+def nobody_listens() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+async def test_records_of_one_key_are_on_one_partition_in_the_order_of_their_publication(
+    kafka_bootstrap: str, fresh_topics: str
+) -> None:
+    """FastStream's publish_batch would put each batch on a random partition."""
+    where = settings(kafka_bootstrap, fresh_topics)
+    topic = where.topics.order_events
+    async with RecordProducer(where, service="test") as producer:
+        for batch in range(5):
+            records = [
+                (str(key).encode(), f"{batch}-{number}".encode(), [("n", b"1")])
+                for number in range(40)
+                for key in range(9)
+            ]
+            await producer.publish_all(topic, records)
+
+    found: defaultdict[bytes, list[str]] = defaultdict(list)
+    partitions: defaultdict[bytes, set[int]] = defaultdict(set)
+    async with AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest") as consumer:
+        assigned = [TopicPartition(topic, number) for number in range(3)]
+        consumer.assign(assigned)
+        await consumer.seek_to_beginning(*assigned)
+        async with asyncio.timeout(30):
+            while sum(map(len, found.values())) < 5 * 40 * 9:
+                for records_of_partition in (await consumer.getmany(timeout_ms=500)).values():
+                    for record in records_of_partition:
+                        found[record.key].append(record.value.decode())
+                        partitions[record.key].add(record.partition)
+                        assert record.headers == (("n", b"1"),)
+
+    expected = [f"{batch}-{number}" for batch in range(5) for number in range(40)]
+    assert {key: values == expected for key, values in found.items()} == {str(key).encode(): True for key in range(9)}
+    assert all(len(numbers) == 1 for numbers in partitions.values())
+    assert len(set.union(*partitions.values())) > 1
+
+
+async def test_a_broker_that_is_away_is_an_error_in_time() -> None:
+    producer = RecordProducer(settings(nobody_listens(), ""), service="test", deadline_seconds=2)
+
+    with pytest.raises(PublishFailedError):
+        async with asyncio.timeout(10):
+            await producer.publish_all("orders", [(b"1", b"{}", [])])
+
+
+async def test_a_record_that_kafka_never_takes_is_told_apart(kafka_bootstrap: str, fresh_topics: str) -> None:
+    where = settings(kafka_bootstrap, fresh_topics)
+    async with RecordProducer(where, service="test") as producer:
+        with pytest.raises(RecordTooLargeError):
+            await producer.publish_all(where.topics.orders, [(b"1", bytes(13 << 20), [])])
+
+
+async def test_missing_topics_are_waited_for_and_then_named_with_what_creates_them(
+    kafka_bootstrap: str, topic_prefix: str
+) -> None:
+    where = settings(kafka_bootstrap, topic_prefix)
+    with pytest.raises(ConfigurationError, match=f"{topic_prefix}order-events.*orders-backup setup"):
+        await wait_for_topics(where, patience_seconds=0.3)
+
+    waiting = asyncio.create_task(wait_for_topics(where, patience_seconds=30))
+    await ensure_topics(where)
+
+    async with asyncio.timeout(30):
+        await waiting
+
+
+async def test_topics_of_different_partition_counts_are_refused(kafka_bootstrap: str, topic_prefix: str) -> None:
+    where = settings(kafka_bootstrap, topic_prefix)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic(where.topics.orders, num_partitions=1, replication_factor=1)])
+    await admin.close()
+    await ensure_topics(where)
+
+    with pytest.raises(ConfigurationError, match="number of partitions"):
+        await wait_for_topics(where)
+
+
+async def test_the_broker_check_says_whether_kafka_answers(kafka_bootstrap: str, fresh_topics: str) -> None:
+    broker = faststream_broker(settings(kafka_bootstrap, fresh_topics), service="test")
+    async with broker:
+        await broker.start()
+        await check_kafka(broker)
