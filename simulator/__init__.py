@@ -9,5 +9,6 @@ Two starts with the same seed and the same ``--epoch`` have identical histories.
 reads, `oauth` the tokens, `limits` the 429s, `faults` everything that goes wrong on purpose, `ledger` tells the truth
 to compare with. `wire` is the HTTP server; `api`, `auth` and `control` are the edges.
 
-References such as "4.1" or "#4870" in docstrings mean: Allegro's public issue of that number, or its tutorials.
+References in docstrings: "#4870" is an issue of allegro/allegro-api on GitHub, "section 3" the chapter of
+allegro-api.md, the collected facts on how the real service behaves.
 """

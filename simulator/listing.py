@@ -64,7 +64,11 @@ class Query:
 
 
 def read_query(parameters: Mapping[str, str]) -> Query:
-    """Read the parameters; those that Allegro does not know are ignored (#12248). Raises BadQueryError."""
+    """Read the parameters; those that Allegro does not know are ignored (#12248). Raises BadQueryError.
+
+    Time ranges include both ends, as the names say; Allegro has not confirmed it. What it makes of an unknown status
+    is not known: here nothing has it.
+    """
     offset = _whole(parameters, "offset", 0, 0, None)
     limit = _whole(parameters, "limit", 100, 1, 100)
     if offset + limit > WINDOW:

@@ -144,6 +144,7 @@ class OAuth:
             raise OAuthError("invalid_request", "Invalid device code")
         too_early = now_us - device.last_poll_us < self._settings.device_interval * SECOND_US * 0.95
         device.last_poll_us = now_us
+        # The bodies of slow_down and access_denied are not known; the codes are those of RFC 8628.
         if too_early:
             raise OAuthError("slow_down", "Polling too frequently.")
         if device.decision == "pending":
