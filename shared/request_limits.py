@@ -11,6 +11,7 @@ When Allegro answers 429 all the same, everybody stops: calls during a block pro
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from datetime import timedelta
 from enum import Enum
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import asyncpg
 
 from shared.allegro import metrics
+from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.limits.budget import Budget
 from shared.limits.pace import Pace
 from shared.limits.turns import Turns
@@ -40,8 +42,8 @@ class Endpoint(Enum):
     ME = "me"
 
 
-# How far ahead slots of the client id's allowance may be taken, as parts of a minute (0.5 s and 0.25 s). Bulk loads
-# find the next quarter of a second taken whenever live traffic uses all there is: live goes first.
+# How far ahead slots of the client id's allowance may be taken, as parts of a minute: 0.5 s and 0.25 s. So live traffic
+# waits for a quarter of a second of bulk loads at most, and bulk loads give way where many processes queue.
 _LIVE_LOOKAHEAD_SHARE = 1 / 120
 _BULK_LOOKAHEAD_SHARE = 1 / 240
 # Where Allegro says that nothing is left of the minute, this process pauses for this part of it.
@@ -172,12 +174,14 @@ class RequestLimits:
         Notifications may get lost with their connection. So the question goes over that very connection: it fails
         when the connection is gone, and the next call opens another.
         """
-        listener = self._listener
-        if listener is None or listener.is_closed():
+        if self._listener is None:
+            self._listener = await self._pool.acquire()
+            await self._listener.add_listener(_CHANNEL, self._notified)
+        try:
+            seconds = await self._listener.fetchval(_READ_BLOCK, self._client_id)
+        except TRANSIENT_DATABASE_ERRORS:
             await self.close()
-            listener = self._listener = await self._pool.acquire()
-            await listener.add_listener(_CHANNEL, self._notified)
-        seconds = await listener.fetchval(_READ_BLOCK, self._client_id)
+            raise
         if seconds is not None:
             self._learn_block(seconds)
 
@@ -190,10 +194,9 @@ class RequestLimits:
         listener, self._listener = self._listener, None
         if listener is None:
             return
-        try:
-            if not listener.is_closed():
-                await listener.remove_listener(_CHANNEL, self._notified)
-        finally:
+        with suppress(*TRANSIENT_DATABASE_ERRORS):  # it is gone already
+            await listener.remove_listener(_CHANNEL, self._notified)
+        with suppress(*TRANSIENT_DATABASE_ERRORS):
             await self._pool.release(listener)
 
     def _learn_block(self, seconds: float) -> None:

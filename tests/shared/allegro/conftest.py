@@ -15,7 +15,7 @@ from tests.shared.allegro.fake_allegro import FakeAllegro
 async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     opened = await open_pool(database_url, service="test", max_size=10)
     yield opened
-    await opened.close()
+    opened.terminate()
 
 
 @pytest.fixture
