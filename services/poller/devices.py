@@ -26,7 +26,7 @@ from shared.allegro.errors import (
     SlowDownError,
 )
 from shared.allegro.oauth import AllegroOAuth, TokenPair
-from shared.encryption import Keyring
+from shared.encryption import DecryptionError, Keyring
 from shared.errors import TransientError
 from shared.logs import correlated, scrub
 from shared.service import is_transient
@@ -148,8 +148,9 @@ class DevicePoller:
     async def poll(self, authorization: Authorization) -> None:
         """Ask whether the seller has decided. What has expired by our clock is asked for once more, and then ends."""
         with correlated(authorization.correlation_id, user=authorization.user_id):
-            code = self._keyring.open(authorization.device_code, belongs_to=device_code_binding(authorization.task_id))
+            binding = device_code_binding(authorization.task_id)
             try:
+                code = self._keyring.open(authorization.device_code, belongs_to=binding)
                 pair = await self._oauth.poll_device_code(code)
             except AuthorizationPendingError:
                 await self._wait(authorization, "pending")
@@ -157,8 +158,8 @@ class DevicePoller:
                 await self._wait(authorization, "slow_down", slower_by=_SLOW_DOWN_SECONDS)
             except AuthorizationEndedError as error:
                 await self._end(authorization, error.reason, str(error))
-            except (AllegroError, TransientError) as error:
-                # Bot protection, an outage, a block, a wrong client secret: no refusal by the seller.
+            except (AllegroError, TransientError, DecryptionError) as error:
+                # Bot protection, an outage, a block, a wrong client secret or key: no refusal by the seller.
                 logger.warning(
                     "authorisation not polled", extra={"task_id": str(authorization.task_id), "error": str(error)}
                 )

@@ -4,12 +4,17 @@ Claiming is a short transaction (`FOR UPDATE SKIP LOCKED`), work is done outside
 the work names the fence it was claimed with. Times are PostgreSQL's alone.
 """
 
+import logging
 import os
 import socket
 from datetime import timedelta
 from uuid import uuid4
 
 import asyncpg
+
+from shared.database import TRANSIENT_DATABASE_ERRORS
+
+logger = logging.getLogger(__name__)
 
 # language=sql
 _RELEASE = """
@@ -37,4 +42,7 @@ class Leases:
 
     async def release(self) -> None:
         """Give back what this process holds: others go on at once, rather than when the leases expire."""
-        await self._pool.execute(_RELEASE, self.owner)
+        try:
+            await self._pool.execute(_RELEASE, self.owner)
+        except TRANSIENT_DATABASE_ERRORS as error:
+            logger.warning("leases are not given back, they will expire", extra={"error": repr(error)})

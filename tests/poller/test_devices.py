@@ -191,6 +191,30 @@ async def test_a_code_that_expired_is_asked_for_once_more_and_ends(
     assert (ended["status"], ended["reason"]) == ("FAILURE", "expired")
 
 
+async def test_a_code_that_no_key_opens_ends_when_it_expires(
+    pool: asyncpg.Pool, replica: Replica, allegro: Allegro
+) -> None:
+    """A key may be missing in this process by mistake; the other codes do not suffer for it."""
+    unreadable = await an_authorization(pool)
+    good = await an_authorization(pool, user_id="shop-2")
+    await pool.execute(
+        "UPDATE device_authorizations SET device_code = '\\x0101' WHERE task_id = $1",
+        unreadable,
+    )
+    allegro.answer = a_pair()
+    await replica.turn()
+    before = (await row(pool, unreadable))["status"]
+    await pool.execute(
+        "UPDATE device_authorizations SET expires_at = now(), next_poll_at = now() WHERE task_id = $1", unreadable
+    )
+
+    await replica.turn()
+
+    assert before == "PENDING"
+    assert (await row(pool, unreadable))["reason"] == "expired"
+    assert (await row(pool, good))["status"] == "SUCCESS"
+
+
 async def test_other_codes_of_the_user_are_superseded(pool: asyncpg.Pool, replica: Replica, allegro: Allegro) -> None:
     first = await an_authorization(pool)
     await pool.execute("UPDATE device_authorizations SET next_poll_at = now() + interval '1 hour'")

@@ -1,6 +1,7 @@
 """Where a turn begins, and the chain it publishes: the cursor never passes what was not stored (promise P1)."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from services.poller.journal import next_interval, retry_delay
 from services.poller.positions import (
     Cursor,
+    Link,
     Start,
     chain,
     covered_position,
@@ -19,7 +21,7 @@ from services.poller.positions import (
 from services.writer.batch import advance_cursor
 from shared.allegro.bodies import JournalEvent
 from shared.clock import to_event_id
-from shared.messages import RawJson
+from shared.messages import OrderEvent, RawJson
 from tests.builders import NOON, after, an_event
 
 OVERLAP = timedelta(microseconds=50)
@@ -97,6 +99,96 @@ def test_whatever_is_lost_on_the_way_the_cursor_reaches_the_end_and_everything_i
 
     assert stored == set(journal)
     assert cursor == (journal[-1] if journal else 0)
+
+
+class Model:
+    """Poller, Kafka, writer and journal as sets of ids, with the poller's real decisions and the writer's."""
+
+    def __init__(self) -> None:
+        self.journal: list[int] = []
+        self.late: set[int] = set()
+        self.stored: set[int] = set()
+        self.cursor = 0
+        self.published = 0
+        self.rewinds = 0
+        self.topic: list[OrderEvent] = []
+
+    def happens(self, gap: int) -> None:
+        self.journal.append((self.journal[-1] if self.journal else 0) + gap)
+
+    def shows_late(self, back: int) -> None:
+        """A line appears with a smaller id than one that was served, within the overlap."""
+        if not self.journal:
+            return
+        event_id = self.journal[-1] - back
+        if event_id > 0 and event_id not in self.journal:
+            self.journal = sorted([*self.journal, event_id])
+            self.late.add(event_id)
+
+    def polls(self, *, is_fresh: bool, pages: int, page_size: int = 4, acknowledged: bool = True) -> None:
+        age = timedelta(0) if is_fresh else timedelta(days=1)
+        cursor = Cursor(self.cursor, self.published, age, self.rewinds)
+        begun = start(cursor)
+        position = begun.after
+        links: list[Link] = []
+        for _ in range(pages):
+            page = [event_id for event_id in self.journal if event_id > position][:page_size]
+            lines = [a_journal_line(event_id) for event_id in page]
+            links += chain(lines, after=position, stored_event_id=self.cursor, known=self.stored)
+            position = max(page, default=position)
+            if len(page) < page_size:
+                break
+        self.topic += [an_event(link.event.event_id, follows=link.follows) for link in links]
+        if links and acknowledged:
+            self.published = position
+            self.rewinds += begun.rewound
+
+    def stores(self, records: int) -> None:
+        """The writer takes a batch, in the order of the partition."""
+        batch, self.topic = self.topic[:records], self.topic[records:]
+        moved = advance_cursor(self.cursor, batch)
+        if moved > self.cursor:
+            self.cursor, self.rewinds = moved, 0
+        self.stored |= {record.event_id for record in batch}
+
+    def repeats(self, records: int) -> None:
+        """Kafka delivers a batch again."""
+        self.topic = self.topic[:records] + self.topic
+
+    def loses(self, records: int) -> None:
+        """Kafka loses the beginning of what is on its way: a broker that kept its data in memory and came back."""
+        self.topic = self.topic[records:]
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("happens"), st.integers(1, 30)),
+    st.tuples(st.just("shows_late"), st.integers(1, 40)),
+    st.tuples(st.just("polls"), st.booleans(), st.integers(1, 3), st.booleans()),
+    st.tuples(st.just("stores"), st.integers(0, 6)),
+    st.tuples(st.just("repeats"), st.integers(0, 3)),
+    st.tuples(st.just("loses"), st.integers(0, 9)),
+)
+
+
+@given(steps=st.lists(STEPS, max_size=80))
+def test_in_whatever_order_things_happen_the_cursor_passes_only_what_is_stored_and_reaches_the_end(
+    steps: list[tuple[Any, ...]],
+) -> None:
+    model = Model()
+
+    for name, *arguments in steps:
+        if name == "polls":
+            model.polls(is_fresh=arguments[0], pages=arguments[1], acknowledged=arguments[2])
+        else:
+            getattr(model, name)(*arguments)
+        passed = {event_id for event_id in model.journal if event_id <= model.cursor} - model.late
+        assert passed <= model.stored
+
+    for _ in range(3 + len(model.journal)):
+        model.polls(is_fresh=False, pages=100)
+        model.stores(10**6)
+    assert model.stored >= set(model.journal) - model.late
+    assert model.cursor == (model.journal[-1] if model.journal else 0)
 
 
 def test_a_page_that_repeats_itself_is_taken_once() -> None:
