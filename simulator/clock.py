@@ -60,11 +60,12 @@ class Agenda:
             action(due_us)
 
 
-@lru_cache(maxsize=65536)
-def _minute(minute: int) -> bytes:
-    return datetime.fromtimestamp(minute * 60, UTC).strftime("%Y-%m-%dT%H:%M:").encode()
+@lru_cache(maxsize=4096)
+def _date(day: int) -> bytes:
+    return datetime.fromtimestamp(day * 86400, UTC).strftime("%Y-%m-%dT").encode()
 
 
+_MINUTES = tuple(f"{hour:02}:{minute:02}:".encode() for hour in range(24) for minute in range(60))
 _SECONDS = tuple(f"{second:02}.{millisecond:03}Z".encode() for second in range(60) for millisecond in range(1000))
 
 
@@ -74,8 +75,9 @@ def iso(at_ms: int) -> str:
 
 def iso_bytes(at_ms: int) -> bytes:
     """`2026-10-10T20:24:12.523Z`, as Allegro writes times; by tables, since every order has a handful of them."""
-    minute, rest = divmod(at_ms, 60_000)
-    return _minute(minute) + _SECONDS[rest]
+    day, rest = divmod(at_ms, DAY_MS)
+    minute, rest = divmod(rest, 60_000)
+    return _date(day) + _MINUTES[minute] + _SECONDS[rest]
 
 
 def parse_iso(text: str) -> int:
