@@ -28,9 +28,6 @@ async def a_connected_seller(pool: asyncpg.Pool) -> None:
     )
     order = an_observation(body=RawJson(b'{"id": "x", "price": 1.10}'))
     batch = collect([consumed(an_event(100)), consumed(order)], dead_letter_topic="dead")
-        [consumed(an_event(100)), consumed(an_observation(body=RawJson(b'{"id": "x", "price": 1.10}')))],
-        dead_letter_topic="dead",
-    )
     await Store(pool).apply(batch)
 
 

@@ -1,8 +1,8 @@
 """How the service is (requirement C4)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,9 +78,9 @@ async def readyz(request: Request, response: Response) -> Probe:
 @router.get(
     "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 )
-async def metrics(accept: Annotated[str, Header()] = "") -> Response:
+async def metrics(request: Request) -> Response:
     """Metrics of this process, for Prometheus."""
-    encode, content_type = choose_encoder(accept)
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(REGISTRY), headers={"Content-Type": content_type})
 
 

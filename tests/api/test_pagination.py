@@ -1,0 +1,126 @@
+"""Paging: a cursor is what it was, and whoever follows it meets every row once, whatever is inserted meanwhile."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.api.cursor import Position
+from services.api.order_query import OrderFilter
+from services.api.problems import InvalidCursorError
+from tests.builders import a_token, after
+
+MOMENTS = st.none() | st.datetimes(timezones=st.just(UTC))
+POSITIONS = st.builds(
+    Position,
+    order=st.text(max_size=20),
+    moment=MOMENTS,
+    tie=st.integers(min_value=0, max_value=2**63 - 1).map(str) | st.uuids().map(str),
+)
+SORTS = ("bought_at", "-bought_at", "updated_at", "-updated_at")
+
+
+@given(POSITIONS)
+def test_a_cursor_comes_back_as_it_was(position: Position) -> None:
+    assert Position.decode(position.encode(), order=position.order) == position
+
+
+@given(POSITIONS)
+def test_a_cursor_needs_no_escaping_in_an_address(position: Position) -> None:
+    assert all(character.isascii() and (character.isalnum() or character in "-_") for character in position.encode())
+
+
+@given(st.text(max_size=100) | POSITIONS.map(Position.encode))
+def test_what_is_not_of_this_list_is_refused_and_nothing_else_happens(text: str) -> None:
+    with pytest.raises(InvalidCursorError):
+        Position.decode(text, order="another list entirely")
+
+
+@pytest.mark.parametrize("tie", ["-1", "9223372036854775808", "١", "", "x", "1" * 30])
+def test_a_tie_that_is_no_row_number_is_refused(tie: str) -> None:
+    with pytest.raises(InvalidCursorError):
+        _ = Position("list", None, tie).row_id
+
+
+def test_ties_are_read_as_what_they_are() -> None:
+    identifier = UUID("00000000-0000-4000-8000-000000000001")
+
+    assert Position("list", None, "7").row_id == 7
+    assert Position("list", None, str(identifier)).row_uuid == identifier
+
+
+async def insert(pool: asyncpg.Pool, token_id: int, order_id: str, bought_at: datetime | None) -> None:
+    await pool.execute(
+        "INSERT INTO orders (user_token_id, allegro_order_id, status, order_data, observed_at, observed_by, bought_at)"
+        " VALUES ($1, $2, 'BOUGHT', '{}', now(), 'detail', $3)",
+        token_id,
+        order_id,
+        bought_at,
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("sort", SORTS)
+async def test_no_order_is_lost_or_repeated_while_others_come(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, sort: str
+) -> None:
+    token_id = await a_token(pool)
+    # Many share a time, some have none.
+    for number in range(30):
+        await insert(pool, token_id, f"old-{number:02}", None if number % 7 == 3 else after(number // 4))
+
+    seen: list[str] = []
+    cursor: str | None = None
+    inserted = 0
+    while True:
+        params: dict[str, str | int] = {"sort": sort, "limit": 4} | ({"cursor": cursor} if cursor else {})
+        page = (await api.get("/api/v1/orders/shop-1", params=params)).json()
+        seen += [order["order_id"] for order in page["items"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+        if inserted < 12:
+            # Before, at and after the place where the reader stands.
+            for moment in (after(-1), after(inserted // 2), after(1000), None):
+                await insert(pool, token_id, f"new-{inserted:02}", moment)
+                inserted += 1
+
+    assert len(seen) == len(set(seen))
+    assert {order for order in seen if order.startswith("old")} == {f"old-{number:02}" for number in range(30)}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("sort", SORTS)
+async def test_a_page_far_behind_is_read_from_the_index(pool: asyncpg.Pool, sort: str) -> None:
+    token_id = await a_token(pool)
+    await pool.execute(
+        "INSERT INTO orders (user_token_id, allegro_order_id, status, order_data, observed_at, observed_by, bought_at,"
+        " updated_at) SELECT $1, n, 'BOUGHT', '{}', now(), 'detail', now() - n * interval '1 second',"
+        " now() - n * interval '1 second' FROM generate_series(1, 5000) n",
+        token_id,
+    )
+    await pool.execute("ANALYZE orders")
+    cursor = Position(f"orders:{sort}", datetime.now(UTC), "1").encode()
+    query = next(OrderFilter(sort=sort, cursor=cursor).queries(token_id))
+
+    plan = "\n".join(row[0] for row in await pool.fetch(f"EXPLAIN (COSTS OFF) {query.statement}", *query.arguments, 51))
+
+    assert f"ix_orders_user_token_id_{sort.lstrip('-')}" in plan
+    assert "Sort" not in plan
+    assert f"ROW({sort.lstrip('-')}, id)" in plan[plan.index("Index Cond") :].splitlines()[0]
+
+
+@pytest.mark.integration
+async def test_a_cursor_of_another_order_is_refused(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    token_id = await a_token(pool)
+    for number in range(3):
+        await insert(pool, token_id, f"o-{number}", after(number))
+    cursor = (await api.get("/api/v1/orders/shop-1?limit=1&sort=bought_at")).json()["next"]
+
+    answer = await api.get(f"/api/v1/orders/shop-1?limit=1&sort=-bought_at&cursor={cursor}")
+
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:problem-type:orders-backup:invalid-cursor")
