@@ -121,13 +121,10 @@ class Display:
 class Demo:
     """One run against a stack whose services have just been started."""
 
-    def __init__(
-        self, plan: Plan, stack: Stack, control: Control, database: asyncpg.Pool, display: Display, outcome: Outcome
-    ) -> None:
+    def __init__(self, plan: Plan, stack: Stack, control: Control, display: Display, outcome: Outcome) -> None:
         self._plan = plan
         self._stack = stack
         self._control = control
-        self._database = database
         self._display = display
         self._outcome = outcome
         self._sellers: list[str] = []
@@ -144,7 +141,8 @@ class Demo:
             if self._plan.chaos:
                 tasks.create_task(self._kill_each())
             tasks.create_task(self._until_equal())
-        first = await self._database.fetchval("SELECT min(created_at) FROM orders")
+        async with self._stack.connection() as database:
+            first = await database.fetchval("SELECT min(created_at) FROM orders")
         if first is not None:
             self._outcome.first_order_seconds = first.timestamp() - self._stack.services_started_at
 
@@ -200,7 +198,8 @@ class Demo:
             self._check_services()
             late = time.monotonic() > deadline
             if late or (counts.look_complete and self._chaos_is_over):
-                self._outcome.comparison = await compare(self._control, self._sellers, self._database)
+                async with self._stack.connection() as database:
+                    self._outcome.comparison = await compare(self._control, self._sellers, database)
                 if late or self._outcome.comparison.equal:
                     return
             await asyncio.sleep(_POLL_SECONDS)
@@ -208,11 +207,12 @@ class Demo:
     async def _counts(self) -> Counts:
         summary = await self._control.summary()
         live = await self._control.live()
-        row = await self._database.fetchrow(
-            "SELECT (SELECT count(*) FROM orders WHERE gone_at IS NULL) AS orders,"
-            " (SELECT count(*) FROM order_events) AS events,"
-            " (SELECT count(*) FROM pending_fetches) AS pending"
-        )
+        async with self._stack.connection() as database:
+            row = await database.fetchrow(
+                "SELECT (SELECT count(*) FROM orders WHERE gone_at IS NULL) AS orders,"
+                " (SELECT count(*) FROM order_events) AS events,"
+                " (SELECT count(*) FROM pending_fetches) AS pending"
+            )
         return Counts(
             orders=row["orders"],
             expected_orders=summary["orders"],
@@ -255,25 +255,19 @@ def summary_table(plan: Plan, outcome: Outcome, broker: str) -> Table:
 
 async def _work(plan: Plan, stack: Stack, console: Console, outcome: Outcome) -> None:
     assert stack.simulator is not None  # noqa: S101 - a demo always has one
-    async with (
-        Control(stack.simulator.url) as control,
-        asyncpg.create_pool(stack.database.url(), min_size=1, max_size=2) as database,
-    ):
+    async with Control(stack.simulator.url) as control:
         with Display(console) as display:
-            await Demo(plan, stack, control, database, display, outcome).run()
+            await Demo(plan, stack, control, display, outcome).run()
         outcome.requests = await control.requests()
 
 
 async def _check_is_empty(stack: Stack) -> None:
     """A database given by DATABASE_URL may hold somebody's orders: those are not compared with a simulator."""
-    connection = await asyncpg.connect(stack.database.url())
-    try:
-        if await connection.fetchval("SELECT EXISTS (SELECT FROM user_tokens)"):
+    async with stack.connection() as database:
+        if await database.fetchval("SELECT EXISTS (SELECT FROM user_tokens)"):
             raise DevstackError(
                 "The database of DATABASE_URL already has connected sellers: the demo needs an empty one."
             )
-    finally:
-        await connection.close()
 
 
 @contextlib.contextmanager

@@ -162,17 +162,16 @@ _STORED_EVENTS = _Table(
 )
 
 
-async def compare(truth: Truth, seller_ids: Sequence[str], database: asyncpg.Pool) -> Comparison:
+async def compare(truth: Truth, seller_ids: Sequence[str], connection: asyncpg.Connection) -> Comparison:
     """Compare every order and event of these sellers with what is stored for them."""
     result = Comparison()
-    async with database.acquire() as connection:
-        for seller_id in seller_ids:
-            tokens = await connection.fetch("SELECT id FROM user_tokens WHERE seller_id = $1 ORDER BY id", seller_id)
-            if not tokens:
-                result.add(Difference("missing", "order", seller_id, "*", "nobody connected this seller"))
-            for token in tokens:
-                for table in (_STORED_ORDERS, _STORED_EVENTS):
-                    await _compare_table(truth, table, seller_id, token["id"], connection, result)
+    for seller_id in seller_ids:
+        tokens = await connection.fetch("SELECT id FROM user_tokens WHERE seller_id = $1 ORDER BY id", seller_id)
+        if not tokens:
+            result.add(Difference("missing", "order", seller_id, "*", "nobody connected this seller"))
+        for token in tokens:
+            for table in (_STORED_ORDERS, _STORED_EVENTS):
+                await _compare_table(truth, table, seller_id, token["id"], connection, result)
     return result
 
 

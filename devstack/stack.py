@@ -4,13 +4,16 @@ Everything lives in one folder and on free loopback ports, so any number of stac
 """
 
 import base64
+import contextlib
 import json
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+
+import asyncpg
 
 from devstack import processes
 from devstack.allegro import SimulatedAllegro
@@ -113,6 +116,15 @@ class Stack:
         self.services_started_at = time.time()
         for child in self.services.values():
             child.start()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """One connection to the database, for one question: PostgreSQL may be killed before the next."""
+        connection = await asyncpg.connect(self.database.url(), timeout=10, command_timeout=60)
+        try:
+            yield connection
+        finally:
+            await connection.close(timeout=10)
 
     def seconds_since_start(self) -> float:
         """How long ago the services were started."""

@@ -28,9 +28,10 @@ class Truth:
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[asyncpg.Pool]:
-    async with asyncpg.create_pool(database_url, min_size=1, max_size=2) as pool:
-        yield pool
+async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
 
 
 def an_order(number: int, status: str = "BOUGHT") -> dict[str, Any]:
@@ -41,20 +42,20 @@ def an_event(number: int) -> dict[str, Any]:
     return {"id": str(number), "type": "BOUGHT", "order": {"checkoutForm": {"id": f"order-{number:05}"}}}
 
 
-async def store(pool: asyncpg.Pool, orders: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
-    token = await pool.fetchval("INSERT INTO user_tokens (user_id, seller_id) VALUES ('shop', '7') RETURNING id")
-    await pool.executemany(
+async def store(database: asyncpg.Connection, orders: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+    token = await database.fetchval("INSERT INTO user_tokens (user_id, seller_id) VALUES ('shop', '7') RETURNING id")
+    await database.executemany(
         "INSERT INTO orders (user_token_id, allegro_order_id, status, order_data, observed_at, observed_by)"
         " VALUES ($1, $2, 'BOUGHT', $3, now(), 'detail')",
         [(token, order["id"], json.dumps(order)) for order in orders],
     )
-    await pool.executemany(
+    await database.executemany(
         "INSERT INTO order_events (user_token_id, event_id, event_type, event_data) VALUES ($1, $2, 'BOUGHT', $3)",
         [(token, int(event["id"]), json.dumps(event)) for event in events],
     )
 
 
-async def test_equal_tables_have_no_differences(database: asyncpg.Pool) -> None:
+async def test_equal_tables_have_no_differences(database: asyncpg.Connection) -> None:
     orders, events = [an_order(number) for number in range(450)], [an_event(number) for number in range(1, 451)]
     await store(database, orders, events)
 
@@ -64,7 +65,7 @@ async def test_equal_tables_have_no_differences(database: asyncpg.Pool) -> None:
     assert (result.orders, result.events) == (450, 450)
 
 
-async def test_missing_extra_and_different_rows_are_found(database: asyncpg.Pool) -> None:
+async def test_missing_extra_and_different_rows_are_found(database: asyncpg.Connection) -> None:
     await store(database, [an_order(1), an_order(2, "CANCELLED"), an_order(4)], [an_event(1), an_event(3)])
 
     truth = Truth([an_order(1), an_order(2), an_order(3)], [an_event(1), an_event(2)])
@@ -79,7 +80,7 @@ async def test_missing_extra_and_different_rows_are_found(database: asyncpg.Pool
     ]
 
 
-async def test_an_order_that_jsonb_cannot_hold_is_compared_by_its_bytes(database: asyncpg.Pool) -> None:
+async def test_an_order_that_jsonb_cannot_hold_is_compared_by_its_bytes(database: asyncpg.Connection) -> None:
     await store(database, [an_order(1)], [])
     order = {**an_order(1), "note": "a\u0000b"}
     await database.execute("UPDATE orders SET order_raw = $1", json.dumps(order).encode())
@@ -87,7 +88,7 @@ async def test_an_order_that_jsonb_cannot_hold_is_compared_by_its_bytes(database
     assert (await compare(Truth([order], []), ["7"], database)).equal
 
 
-async def test_a_seller_that_nobody_connected_is_a_difference(database: asyncpg.Pool) -> None:
+async def test_a_seller_that_nobody_connected_is_a_difference(database: asyncpg.Connection) -> None:
     result = await compare(Truth([], []), ["7"], database)
 
     assert [str(difference) for difference in result.shown] == [
