@@ -24,20 +24,21 @@ user_id: ContextVar[str | None] = ContextVar("user_id", default=None)
 _FILE_BYTES = 5 * 1024 * 1024
 _FILES = 3
 
-# JSON web tokens, and whatever follows the words with which Allegro's OAuth errors echo a token (allegro-api.md 2).
-_SECRETS = re.compile(
-    r"eyJ[\w-]+(?:\.[\w-]*){0,2}"
-    r"|(?<=expired: )\S+|(?<=refresh token: )\S+"
-    r"|(?<=Bearer )\S+|(?<=Basic )\S+"
-    r"|(?<=refresh_token=)[^&\s\"']+|(?<=device_code=)[^&\s\"']+|(?<=access_token=)[^&\s\"']+"
-    r"|(?<=device_code/)[^/\s\"']+|(?<=auth/status/)[^/\s\"'?]+"
+# JSON web tokens, wherever they stand; and what follows the words with which Allegro's OAuth errors echo a token
+# (allegro-api.md 2), headers, forms, JSON and our own addresses name one.
+_WEB_TOKENS = re.compile(r"eyJ[\w-]+(?:\.[\w-]*){0,2}")
+_SPOKEN = re.compile(r"(expired: |refresh token: |\bBearer |\bBasic )[^\s\"']+", re.IGNORECASE)
+_NAMED = re.compile(
+    r"((?:access_token|refresh_token|device_code|client_secret)(?:=[\"']?|[\"']\s*:\s*[\"'])"
+    r"|device_code/|auth/status/)[^/?&\s\"']+",
+    re.IGNORECASE,
 )
 _STANDARD = {"timestamp", "level", "logger", "event", "user_id", "correlation_id"}
 
 
 def scrub(text: str) -> str:
     """The text without anything that looks like a token or a device code."""
-    return _SECRETS.sub("***", text)
+    return _NAMED.sub(r"\1***", _SPOKEN.sub(r"\1***", _WEB_TOKENS.sub("***", text)))
 
 
 def _scrub_values(value: Any) -> Any:
