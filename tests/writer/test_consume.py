@@ -86,7 +86,7 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -
 
 
 async def send(
-    settings: KafkaSettings, records: Sequence[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes]]]]
+    settings: KafkaSettings, records: Sequence[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes | None]]]]
 ) -> None:
     raw = AIOKafkaProducer(bootstrap_servers=list(settings.kafka_bootstrap_servers))
     await raw.start()
@@ -119,7 +119,7 @@ async def test_unreadable_records_are_set_aside_with_their_bytes_and_block_nothi
             (orders, None, b"\xff\xfe", [("odd", b"\xff")]),
             (orders, b"1", b'{"schema":9,"kind":"order-observed"}', []),
             (orders, b"1", DEEP, []),
-            (orders, b"1", an_observation().encode(), [("not-utf-8", b"\xfe\xff")]),
+            (orders, b"1", an_observation().encode(), [("not-utf-8", b"\xfe\xff"), ("null", None)]),
         ],
     )
     async with running(a_writer(settings, Store(pool), producer, metrics)):
