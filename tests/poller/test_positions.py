@@ -170,7 +170,7 @@ STEPS = st.one_of(
 )
 
 
-@given(steps=st.lists(STEPS, max_size=80))
+@given(steps=st.lists(STEPS, min_size=25, max_size=80))
 def test_in_whatever_order_things_happen_the_cursor_passes_only_what_is_stored_and_reaches_the_end(
     steps: list[tuple[Any, ...]],
 ) -> None:
