@@ -23,43 +23,61 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """Two integers an event. The part about the past is derived when somebody first looks or writes."""
+    """Two integers an event. The part about the past is derived when somebody first reads, not when one first writes:
+    live activity spreads over all sellers, and most may never be read."""
 
     def __init__(self, history: History, oldest_ms: int) -> None:
         self._history = history
         self._oldest_ms = oldest_ms
+        self._new = _Part()
 
     def append(self, event_id: int, entry: Entry) -> None:
-        """Ids must rise; the caller makes them."""
-        ids, references = self._index
-        ids.append(event_id)
-        references.append(_pack(entry))
+        """Ids must rise, and be above those of the past; the caller makes them."""
+        self._new.append(event_id, entry)
 
     def count_since(self, oldest_us: int) -> int:
-        ids = self._index[0]
-        return len(ids) - bisect_left(ids, oldest_us)
+        return self._past.count_since(oldest_us) + self._new.count_since(oldest_us)
 
     def latest(self) -> tuple[int, Entry] | None:
-        ids, references = self._index
-        return (ids[-1], _unpack(references[-1])) if ids else None
+        return self._new.latest() or self._past.latest()
 
     def after(self, cursor: int, wanted: Callable[[str], bool] | None = None) -> Iterator[tuple[int, Entry]]:
         """Every entry with a greater id, oldest first; `wanted` looks at the type."""
-        ids, references = self._index
-        for position in range(bisect_right(ids, cursor), len(ids)):
-            entry = _unpack(references[position])
-            if wanted is None or wanted(event_type(entry.kind)):
-                yield ids[position], entry
+        yield from self._past.after(cursor, wanted)
+        yield from self._new.after(cursor, wanted)
 
     @cached_property
-    def _index(self) -> "tuple[array[int], array[int]]":
-        ids, references = array("Q"), array("Q")
+    def _past(self) -> "_Part":
+        part = _Part()
         last = 0
         for written_us, order, place, kind in sorted(self._history.events(self._oldest_ms)):
             last = max(written_us, last + 1)
-            ids.append(last)
-            references.append(_pack(Entry(order, False, place, kind)))
-        return ids, references
+            part.append(last, Entry(order, False, place, kind))
+        return part
+
+
+class _Part:
+    """Ids that rise, each with the packed place of its step."""
+
+    def __init__(self) -> None:
+        self._ids = array("Q")
+        self._references = array("Q")
+
+    def append(self, event_id: int, entry: Entry) -> None:
+        self._ids.append(event_id)
+        self._references.append(_pack(entry))
+
+    def count_since(self, oldest_us: int) -> int:
+        return len(self._ids) - bisect_left(self._ids, oldest_us)
+
+    def latest(self) -> tuple[int, Entry] | None:
+        return (self._ids[-1], _unpack(self._references[-1])) if self._ids else None
+
+    def after(self, cursor: int, wanted: Callable[[str], bool] | None) -> Iterator[tuple[int, Entry]]:
+        for position in range(bisect_right(self._ids, cursor), len(self._ids)):
+            entry = _unpack(self._references[position])
+            if wanted is None or wanted(event_type(entry.kind)):
+                yield self._ids[position], entry
 
 
 def _pack(entry: Entry) -> int:
