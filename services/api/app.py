@@ -26,7 +26,6 @@ from shared.health import Health
 
 __all__ = ["SERVICE", "build_app"]
 
-PREFIX = "/api/v1"
 _EVERYWHERE = (BadRequestError, InvalidInputError, InternalError, DatabaseUnavailableError, UnavailableError)
 
 
@@ -62,7 +61,7 @@ def build_app(
     app.state.connections = connections
     app.state.health = state
     app.include_router(health.router)
-    app.include_router(_version_1(), prefix=PREFIX)
+    app.include_router(_version_1())
     problems.install(app)
     app.add_middleware(RequestFrame, own_names_only=not settings.api_allow_unauthenticated)
     _document(app)

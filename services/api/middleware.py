@@ -148,6 +148,7 @@ def _log(problem: Problem, error: Exception) -> None:
 
 def _measure(scope: Scope, status: int, seconds: float) -> None:
     method = scope["method"] if scope["method"] in _METHODS else "other"
+    # The path of the route as its own module declares it: routers are included without a prefix.
     route = getattr(scope.get("route"), "path", "unmatched")
     REQUESTS.labels(method, route, str(status)).inc()
     SECONDS.labels(method, route).observe(seconds)

@@ -77,7 +77,9 @@ async def test_no_order_is_lost_or_repeated_while_others_come(
     cursor: str | None = None
     inserted = 0
     while True:
-        params: dict[str, str | int] = {"sort": sort, "limit": 4} | ({"cursor": cursor} if cursor else {})
+        params: dict[str, str | int] = {"sort": sort, "limit": 4}
+        if cursor is not None:
+            params["cursor"] = cursor
         page = (await api.get("/api/v1/orders/shop-1", params=params)).json()
         seen += [order["order_id"] for order in page["items"]]
         cursor = page["next"]

@@ -21,7 +21,7 @@ from services.api.problems import (
 from shared.logs import current_correlation_id
 from shared.token_vault import device_code_binding
 
-router = APIRouter(prefix="/tokens/auth", tags=["connect a seller"])
+router = APIRouter(prefix="/api/v1/tokens/auth", tags=["connect a seller"])
 
 # language=sql
 _INSERT = """

@@ -21,7 +21,7 @@ from services.api.problems import (
 )
 from shared.kafka import OutgoingRecord
 
-router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
+router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"])
 
 _ORDER = "dead-letters"
 

@@ -17,7 +17,7 @@ from services.api.order_query import FIELDS, OrderFilter
 from services.api.pagination import NEXT, links
 from services.api.problems import InvalidCursorError, UnknownOrderError, UnknownUserError, documented
 
-router = APIRouter(prefix="/orders", tags=["orders"])
+router = APIRouter(prefix="/api/v1/orders", tags=["orders"])
 
 _PRIVATE = "private, no-cache"
 

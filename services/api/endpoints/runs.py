@@ -16,7 +16,7 @@ from services.api.endpoints.tasks import TaskKind
 from services.api.pagination import Cursor, Limit, Page, cut, links
 from services.api.problems import UnknownUserError, documented
 
-router = APIRouter(prefix="/sync", tags=["synchronisation"])
+router = APIRouter(prefix="/api/v1/sync", tags=["synchronisation"])
 
 _ORDER = "runs"
 

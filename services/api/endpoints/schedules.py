@@ -13,7 +13,7 @@ from services.api.pagination import Cursor, Limit, Page, cut, links
 from services.api.parameters import RequestBody, UserId
 from services.api.problems import ConsentRequiredError, UnknownUserError, documented
 
-router = APIRouter(prefix="/sync", tags=["synchronisation"])
+router = APIRouter(prefix="/api/v1/sync", tags=["synchronisation"])
 
 _ORDER = "schedules"
 

@@ -24,7 +24,7 @@ from services.api.problems import (
 )
 from shared.logs import current_correlation_id
 
-router = APIRouter(prefix="/sync", tags=["synchronisation"])
+router = APIRouter(prefix="/api/v1/sync", tags=["synchronisation"])
 
 _ORDER = "tasks"
 LISTING_KINDS = ("initial", "full", "manual", "reconcile")

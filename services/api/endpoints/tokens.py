@@ -26,7 +26,7 @@ from shared.allegro.oauth import TokenPair
 from shared.encryption import Secret
 from shared.sync_start import begin_sync
 
-router = APIRouter(prefix="/tokens", tags=["tokens"])
+router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
 
 _ORDER = "tokens"
 
