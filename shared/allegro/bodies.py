@@ -59,9 +59,8 @@ class FetchedOrder:
     requested_at: datetime
 
 
-@dataclass(frozen=True)
-class OrderFacts:
-    """What the columns of `orders` hold of an order."""
+class OrderFacts(msgspec.Struct, frozen=True, gc=False):
+    """What the columns of `orders` hold of an order; a Struct, since one is made for every order that is stored."""
 
     order_id: str
     status: str
@@ -79,6 +78,50 @@ class OrderFacts:
 
 class _Lens(msgspec.Struct):
     """A struct in which any value may have any type: a surprise in one field must not cost the others."""
+
+
+class _Strict(msgspec.Struct, gc=False):
+    """A struct with the documented types: ten times as fast, and right for nearly every body."""
+
+
+class _StrictItem(_Strict):
+    id: str | None = None
+    boughtAt: str | None = None  # noqa: N815 - Allegro's name
+
+
+class _StrictFulfillment(_Strict):
+    status: str | None = None
+
+
+class _StrictBuyer(_Strict):
+    id: str | None = None
+    login: str | None = None
+    email: str | None = None
+
+
+class _StrictTotal(_Strict):
+    amount: str | None = None
+    currency: str | None = None
+
+
+class _StrictSummary(_Strict):
+    totalToPay: _StrictTotal | None = None  # noqa: N815
+
+
+class _StrictOrder(_Strict):
+    id: str
+    status: str | None = None
+    fulfillment: _StrictFulfillment | None = None
+    buyer: _StrictBuyer | None = None
+    summary: _StrictSummary | None = None
+    lineItems: list[_StrictItem] | None = None  # noqa: N815
+    updatedAt: str | None = None  # noqa: N815
+    revision: str | None = None
+
+
+class _StrictIdentified(_Strict):
+    id: str
+    lineItems: list[_StrictItem] | None = None  # noqa: N815
 
 
 class _Order(_Lens):
@@ -113,6 +156,8 @@ class _Events(_Lens):
     events: list[msgspec.Raw]
 
 
+_STRICT_ORDER = msgspec.json.Decoder(_StrictOrder)
+_STRICT_IDENTIFIED = msgspec.json.Decoder(_StrictIdentified)
 _ORDER = msgspec.json.Decoder(_Order)
 _IDENTIFIED = msgspec.json.Decoder(_Identified)
 _EVENT = msgspec.json.Decoder(_Event)
@@ -125,6 +170,35 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 def order_facts(raw: bytes) -> OrderFacts:
     """Read the facts of an order; raises UnreadableBodyError if it is no order at all."""
     try:
+        return _strict_facts(_STRICT_ORDER.decode(raw))
+    except _UNREADABLE:
+        # Some field is not what it should be: which one, and whether it matters, is seen below.
+        return _tolerant_facts(raw)
+
+
+def _strict_facts(order: _StrictOrder) -> OrderFacts:
+    if not order.id:
+        raise UnreadableBodyError("order.id: missing")
+    fulfillment, buyer, summary, items = order.fulfillment, order.buyer, order.summary, order.lineItems or ()
+    total = summary.totalToPay if summary is not None else None
+    return OrderFacts(
+        order_id=_clean(order.id),
+        status=_clean(order.status) if order.status else "UNKNOWN",
+        fulfillment_status=_clean_or_none(fulfillment.status) if fulfillment is not None else None,
+        buyer_id=_clean_or_none(buyer.id) if buyer is not None else None,
+        buyer_login=_clean_or_none(buyer.login) if buyer is not None else None,
+        buyer_email=_clean_or_none(buyer.email) if buyer is not None else None,
+        total_amount=_decimal(total.amount) if total is not None else None,
+        currency=_clean_or_none(total.currency) if total is not None else None,
+        bought_at=_newest_of(item.boughtAt for item in items),
+        updated_at=_moment(order.updatedAt),
+        revision=_clean_or_none(order.revision),
+        line_item_ids=tuple(_clean(item.id) for item in items if item.id is not None),
+    )
+
+
+def _tolerant_facts(raw: bytes) -> OrderFacts:
+    try:
         order = _ORDER.decode(raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
@@ -132,7 +206,7 @@ def order_facts(raw: bytes) -> OrderFacts:
         raise UnreadableBodyError("order.id: missing")
     total = _get(_get(order.summary, "totalToPay"), "amount")
     return OrderFacts(
-        order_id=order.id,
+        order_id=_clean(order.id),
         status=_text(order.status) or "UNKNOWN",
         fulfillment_status=_text(_get(order.fulfillment, "status")),
         buyer_id=_text(_get(order.buyer, "id")),
@@ -151,6 +225,16 @@ def order_facts(raw: bytes) -> OrderFacts:
 
 def listed_order(raw: bytes) -> ListedOrder:
     """Read what a walk needs of an order; raises UnreadableBodyError."""
+    try:
+        strict = _STRICT_IDENTIFIED.decode(raw)
+    except _UNREADABLE:
+        return _tolerant_listed_order(raw)
+    if not strict.id:
+        raise UnreadableBodyError("order.id: missing")
+    return ListedOrder(strict.id, _newest_of(item.boughtAt for item in strict.lineItems or ()), RawJson(raw))
+
+
+def _tolerant_listed_order(raw: bytes) -> ListedOrder:
     try:
         order = _IDENTIFIED.decode(raw)
     except _UNREADABLE as error:
@@ -233,13 +317,22 @@ def _items(value: Any) -> Iterable[Any]:
 def _text(value: Any) -> str | None:
     match value:
         case str():
-            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL's text cannot hold a NUL
+            return _clean(value)
         case bool() | None:
             return None
         case int():
             return str(value)
         case _:
             return None
+
+
+def _clean(text: str) -> str:
+    """PostgreSQL's text cannot hold a NUL."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text
+
+
+def _clean_or_none(text: str | None) -> str | None:
+    return None if text is None else _clean(text)
 
 
 def _decimal(value: Any) -> Decimal | None:
@@ -259,11 +352,17 @@ def _moment(value: Any) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(value)
+        if moment.tzinfo is UTC:
+            return moment
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
 
 
 def _newest(line_items: Any) -> datetime | None:
-    moments = [moment for item in _items(line_items) if (moment := _moment(_get(item, "boughtAt"))) is not None]
+    return _newest_of(_get(item, "boughtAt") for item in _items(line_items))
+
+
+def _newest_of(values: Iterable[Any]) -> datetime | None:
+    moments = [moment for value in values if (moment := _moment(value)) is not None]
     return max(moments, default=None)
