@@ -3,13 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-PACKAGES := services shared cli migrations simulator devstack tests
+PACKAGES := services shared cli migrations simulator devstack benchmarks tests
 # Which broker: embedded (default), apache or docker. DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS win over it.
 export KAFKA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-integration lint format lock audit clean
+.PHONY: help install demo up bench-http test test-integration lint format lock audit clean
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -42,6 +42,9 @@ test: $(STAMP) ## run the tests (KAFKA=apache: on Apache Kafka)
 
 test-integration: $(STAMP) ## run only the tests that talk to a real PostgreSQL or broker
 	@$(BIN)/python -m pytest -m "integration or e2e" $(ARGS)
+
+bench-http: $(STAMP) ## measure the HTTP client against others as concurrency grows
+	@$(BIN)/python -m benchmarks.http_transport
 
 lint: $(STAMP) ## check format, lint, types and import rules
 	@$(BIN)/ruff format --check .

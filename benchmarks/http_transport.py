@@ -1,0 +1,168 @@
+"""Does the HTTP client slow down as concurrency grows? `make bench-http`
+
+One process asks the simulated Allegro (another process) for single orders, with 5 and with 50 workers over one
+client: httpx on its own transport, httpx on aiohttp's transport (what the product uses, `shared.allegro.http`), and
+bare aiohttp. The rounds are interleaved, so that a busy machine disturbs all of them; the median of the rounds counts.
+"""
+
+import asyncio
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import httpx
+import uvloop
+from pydantic import SecretStr
+
+from benchmarks.report import Measure, report
+from devstack.allegro import SimulatedAllegro
+from devstack.ports import free_port
+from shared.allegro.http import open_http
+from shared.settings import AllegroSettings
+
+_WORKERS = (5, 50)
+_ROUNDS = 5
+_REQUESTS = 1000
+_OPTIONS = ["--sellers", "1", "--history-orders", "200"]
+_NO_LIMITS = ["--client-limit", "0", "--events-limit", "0", "--list-limit", "0", "--detail-limit", "0"]
+
+Get = Callable[[str], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _plain_httpx(settings: AllegroSettings, authorization: str) -> AsyncIterator[Get]:
+    async with open_http(settings, transport=httpx.AsyncHTTPTransport()) as client:
+
+        async def get(url: str) -> None:
+            answer = await client.get(url, headers={"Authorization": authorization})
+            answer.raise_for_status()
+
+        yield get
+
+
+@asynccontextmanager
+async def _ours(settings: AllegroSettings, authorization: str) -> AsyncIterator[Get]:
+    async with open_http(settings) as client:
+
+        async def get(url: str) -> None:
+            answer = await client.get(url, headers={"Authorization": authorization})
+            answer.raise_for_status()
+
+        yield get
+
+
+@asynccontextmanager
+async def _bare_aiohttp(settings: AllegroSettings, authorization: str) -> AsyncIterator[Get]:
+    headers = {
+        "Authorization": authorization,
+        "Accept": "application/vnd.allegro.public.v1+json",
+        "User-Agent": settings.allegro_user_agent,
+    }
+    async with aiohttp.ClientSession(headers=headers) as client:
+
+        async def get(url: str) -> None:
+            async with client.get(url) as answer:
+                answer.raise_for_status()
+                await answer.read()
+
+        yield get
+
+
+_TRANSPORTS = {"httpx": _plain_httpx, "httpx on aiohttp (ours)": _ours, "aiohttp": _bare_aiohttp}
+
+
+async def _round(get: Get, urls: list[str], workers: int) -> float:
+    """Requests a second of one round."""
+    waiting = iter([urls[number % len(urls)] for number in range(_REQUESTS)])
+
+    async def work() -> None:
+        for url in waiting:
+            await get(url)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(workers)))
+    return _REQUESTS / (time.perf_counter() - started)
+
+
+async def _connect(settings: AllegroSettings) -> tuple[str, list[str]]:
+    """A seller's access token by the device flow, and the addresses of some of his orders."""
+    basic = httpx.BasicAuth(settings.allegro_client_id, settings.allegro_client_secret.get_secret_value())
+    async with open_http(settings) as http:
+        url = settings.auth_url
+        code = (await http.post(f"{url}/auth/oauth/device", auth=basic, data={"client_id": "devstack"})).json()
+        await http.post(f"{url}/_sim/consent", json={"user_code": code["user_code"]})
+        await asyncio.sleep(code["interval"])
+        grant = "urn:ietf:params:oauth:grant-type:device_code"
+        form = {"grant_type": grant, "device_code": code["device_code"]}
+        pair = (await http.post(f"{url}/auth/oauth/token", auth=basic, data=form)).json()
+        authorization = f"Bearer {pair['access_token']}"
+        listed = await http.get(f"{url}/order/checkout-forms", headers={"Authorization": authorization})
+        orders = [order["id"] for order in listed.json()["checkoutForms"]]
+    return authorization, [f"{url}/order/checkout-forms/{order_id}" for order_id in orders]
+
+
+async def _measure(settings: AllegroSettings) -> dict[tuple[str, int], float]:
+    authorization, urls = await _connect(settings)
+    rates: dict[tuple[str, int], list[float]] = {(name, workers): [] for name in _TRANSPORTS for workers in _WORKERS}
+    for _number in range(_ROUNDS):
+        for name, workers in rates:
+            async with _TRANSPORTS[name](settings, authorization) as get:
+                await _round(get, urls[:workers], workers)  # connections are opened outside of the measure
+                rates[name, workers].append(await _round(get, urls, workers))
+    return {key: statistics.median(values) for key, values in rates.items()}
+
+
+def main() -> None:
+    """Run the benchmark; the exit code is 0 only if the goals are met."""
+    with tempfile.TemporaryDirectory() as folder:
+        allegro = SimulatedAllegro(
+            Path(folder), free_port(), [*_OPTIONS, *_NO_LIMITS, "--device-limit", "0", "--device-interval", "1"]
+        )
+        allegro.start()
+        try:
+            allegro.wait_until_ready()
+            settings = AllegroSettings(
+                allegro_api_url=allegro.url,
+                allegro_auth_url=allegro.url,
+                allegro_client_id="devstack",
+                allegro_client_secret=SecretStr(allegro.environment()["ALLEGRO_CLIENT_SECRET"]),
+                allegro_user_agent=f"Benchmark/{secrets.randbelow(9)}.0 (+https://example.org/benchmark)",
+            )
+            rates = uvloop.run(_measure(settings))
+        finally:
+            allegro.stop()
+    for (name, workers), rate in rates.items():
+        sys.stdout.write(f"{name:<26} {workers:>3} workers {rate:>8.0f} requests/s\n")
+    ours, plain = "httpx on aiohttp (ours)", "httpx"
+    met = report(
+        [
+            # 50 workers are no slower than 5: the transport does not degrade.
+            Measure(
+                "http.ours.50-vs-5",
+                rates[ours, 50],
+                "requests/s",
+                rates[ours, 5],
+                rates[ours, 50] / rates[ours, 5],
+                0.9,
+            ),
+            Measure(
+                "http.ours-vs-httpx.50",
+                rates[ours, 50],
+                "requests/s",
+                rates[plain, 50],
+                rates[ours, 50] / rates[plain, 50],
+                1.5,
+            ),
+        ]
+    )
+    sys.exit(0 if met else 1)
+
+
+if __name__ == "__main__":
+    main()

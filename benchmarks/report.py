@@ -1,0 +1,27 @@
+"""One JSON line a measure; `ratio` is always so that larger is better, and `ratio >= goal` is success."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What was measured and what it was measured against."""
+
+    bench: str
+    value: float
+    unit: str
+    reference: float
+    ratio: float
+    goal: float
+
+
+def report(measures: list[Measure]) -> bool:
+    """Print the measures; returns whether all goals are met."""
+    for measure in measures:
+        numbers = {
+            name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(measure).items()
+        }
+        sys.stdout.write(json.dumps(numbers) + "\n")
+    return all(measure.ratio >= measure.goal for measure in measures)
