@@ -10,6 +10,7 @@ import typer
 
 from cli import dead_letters, keys, orders, sync, tokens
 from cli.auth import auth
+from cli.doctor import doctor
 from cli.errors import AwayError
 from cli.setup import setup
 from shared.database import TRANSIENT_DATABASE_ERRORS
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(setup)
 app.command()(auth)
+app.command()(doctor)
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(sync.app, name="sync")
 app.add_typer(orders.app, name="orders")

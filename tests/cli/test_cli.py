@@ -51,6 +51,37 @@ class TestSetup:
         assert (done.code, done.err) == (2, "orders-backup: DATABASE_URL: must start with postgresql://\n")
 
 
+class TestDoctor:
+    def test_a_working_installation_has_nothing_to_mend(self, api: Path, orders_backup: Run) -> None:
+        done = orders_backup("doctor", "--json")
+
+        findings = json.loads(done.out)
+        assert (done.code, [finding for finding in findings if finding["mend"]]) == (0, [])
+        assert {finding["what"] for finding in findings} == {
+            *("settings", "PostgreSQL", "Kafka", "Allegro", "API", "migrations", "keys", "clock"),
+        }
+
+    def test_what_is_wrong_is_named_with_what_to_do(self, orders_backup: Run) -> None:
+        done = orders_backup(
+            "doctor",
+            "--json",
+            DATABASE_URL="postgresql://nobody@127.0.0.1:1/none",
+            KAFKA_TOPIC_PREFIX="never-created-",
+        )
+
+        mends = {finding["what"]: finding["mend"] for finding in json.loads(done.out)}
+        assert done.code == 1
+        assert mends["Kafka"] == "orders-backup setup"
+        assert "DATABASE_URL" in mends["PostgreSQL"]
+        assert "services.api" in mends["API"]
+
+    def test_a_wrong_setting_is_a_finding(self, orders_backup: Run) -> None:
+        done = orders_backup("doctor", ALLEGRO_USER_AGENT="no version")
+
+        assert done.code == 1
+        assert "ALLEGRO_USER_AGENT" in done.out
+
+
 class TestCommands:
     async def test_an_invitation_holds_link_code_and_qr_and_never_the_device_code(
         self, api: Path, orders_backup: Run, pool: asyncpg.Pool
