@@ -20,6 +20,7 @@ from services.api.settings import ApiSettings
 from shared.allegro.connection import Allegro, connect
 from shared.database import close_pool, wait_for_pool
 from shared.encryption import Keyring
+from shared.errors import ConfigurationError
 from shared.health import Health
 from shared.kafka import RecordProducer
 from shared.service import BackgroundLoops
@@ -93,7 +94,10 @@ class Connections:
         producer = RecordProducer(settings, service=SERVICE)
         stack.push_async_callback(producer.stop)
         loops = await stack.enter_async_context(BackgroundLoops(self._health))
-        allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
+        try:
+            allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
+        except asyncpg.UndefinedTableError as error:
+            raise ConfigurationError("DATABASE_URL: there are no tables yet: run `orders-backup setup`") from error
         probes = await stack.enter_async_context(Probes(settings, pool, transport=self._transport))
         self._resources = Resources(settings, pool, allegro, self._keyring, producer, probes)
         self._health.add_check("database", partial(pool.fetchval, "SELECT 1"))

@@ -99,6 +99,30 @@ class TestStart:
             async with serving(changed(settings, encryption_keys=SecretStr(other))):
                 pass
 
+    async def test_a_database_without_tables_is_told_in_one_line(
+        self, settings: ApiSettings, empty_database_url: str
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="orders-backup setup"):
+            async with serving(changed(settings, database_url=SecretStr(empty_database_url))):
+                pass
+
+    async def test_what_is_found_late_ends_the_service(self, settings: ApiSettings, empty_database_url: str) -> None:
+        port = free_port()
+        url = str(httpx.URL(empty_database_url).copy_with(host="127.0.0.1", port=port))
+        gave_up = asyncio.Event()
+
+        async def serve_until_given_up() -> None:
+            async with serving(changed(settings, database_url=SecretStr(url)), give_up=gave_up.set) as client:
+                assert (await client.get("/livez")).status_code == 200
+                server = await relay(port, empty_database_url)
+                async with asyncio.timeout(30):
+                    await gave_up.wait()
+                server.close()
+
+        with pytest.raises(ConfigurationError, match="orders-backup setup"):
+            await serve_until_given_up()
+        release(port)
+
     async def test_it_starts_and_reads_without_kafka(self, settings: ApiSettings, pool: asyncpg.Pool) -> None:
         await a_token(pool)
         port = free_port()

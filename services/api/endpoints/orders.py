@@ -15,6 +15,7 @@ from services.api.context import Context, KnownUser
 from services.api.cursor import Position
 from services.api.order_query import FIELDS, OrderFilter
 from services.api.pagination import NEXT, links
+from services.api.parameters import UserIdInPath
 from services.api.problems import InvalidCursorError, UnknownOrderError, UnknownUserError, documented
 
 router = APIRouter(prefix="/api/v1/orders", tags=["orders"])
@@ -22,15 +23,21 @@ router = APIRouter(prefix="/api/v1/orders", tags=["orders"])
 _PRIVATE = "private, no-cache"
 
 # language=sql
-_ONE = f"SELECT {', '.join(FIELDS.values())} FROM orders WHERE user_token_id = $1 AND allegro_order_id = $2"  # noqa: S608 - constants
+# One row where the user is known; its order is null where there is no such order.
+_ONE = f"""
+SELECT t.id AS token_id, o.*, ARRAY(
+           SELECT p.allegro_order_id FROM orders p
+            WHERE p.user_token_id = t.id AND p.successor_order_id = $2 ORDER BY p.allegro_order_id
+       ) AS predecessor_order_ids
+  FROM user_tokens t
+  LEFT JOIN (SELECT user_token_id, {", ".join(FIELDS.values())} FROM orders) o
+       ON o.user_token_id = t.id AND o.order_id = $2
+ WHERE t.user_id = $1
+"""  # noqa: S608 - names of columns only
 
 _EVENTS = """
 SELECT event_id, event_type, occurred_at, revision, stored_at, event_data, event_raw
   FROM order_events WHERE user_token_id = $1 AND allegro_order_id = $2 ORDER BY event_id
-"""
-
-_PREDECESSORS = """
-SELECT allegro_order_id FROM orders WHERE user_token_id = $1 AND successor_order_id = $2 ORDER BY allegro_order_id
 """
 
 
@@ -172,23 +179,24 @@ async def list_orders(
     },
 )
 async def get_order(
-    user: KnownUser,
+    user_id: UserIdInPath,
     order_id: Annotated[str, Path(max_length=100)],
     context: Context,
     if_none_match: Annotated[str, Header(max_length=1000)] = "",
 ) -> Response:
     """One order: complete, with its events in the order of the journal, and what it was merged from and into."""
     async with context.pool.acquire() as connection:
-        row = await connection.fetchrow(_ONE, user.token_id, order_id)
+        row = await connection.fetchrow(_ONE, user_id, order_id)
         if row is None:
-            raise UnknownOrderError(f"There is no order {order_id!r} of user {user.user_id!r}.")
-        events = await connection.fetch(_EVENTS, user.token_id, order_id)
-        predecessors = await connection.fetch(_PREDECESSORS, user.token_id, order_id)
+            raise UnknownUserError(user_id)
+        if row["order_id"] is None:
+            raise UnknownOrderError(f"There is no order {order_id!r} of user {user_id!r}.")
+        events = await connection.fetch(_EVENTS, row["token_id"], order_id)
     body = msgspec.json.encode(
         {
             **_order(row, tuple(FIELDS)),
             "events": _events(events),
-            "predecessor_order_ids": [predecessor["allegro_order_id"] for predecessor in predecessors],
+            "predecessor_order_ids": row["predecessor_order_ids"],
         }
     )
     tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
