@@ -16,6 +16,8 @@ _USED_SHARE = 0.97
 _TOLERANCE_SHARE = 0.005
 # How long a slot given out may stay unused. With the tolerance this leaves half of the lateness to the network.
 _LIFETIME_SHARE = 0.01
+# So few slots may always be asked for at a time: one round trip to PostgreSQL each would slow a scaled minute down.
+_SMALL_CHUNK = 8
 # What an event loop and a round trip to PostgreSQL need; matters only where the minute is scaled down.
 _SHORTEST_SECONDS = 0.02
 
@@ -42,5 +44,5 @@ class Pace:
         return max(next_slot, now - self.tolerance)
 
     def chunk(self, waiting: int, *, seconds: float) -> int:
-        """How many slots to take at a time: what is needed, and not more than `seconds` hold."""
-        return max(1, min(waiting, int(seconds / self.interval)))
+        """How many slots to ask for at a time: what is needed, but not many more than `seconds` hold."""
+        return max(1, min(waiting, max(int(seconds / self.interval), _SMALL_CHUNK)))
