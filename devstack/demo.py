@@ -44,7 +44,7 @@ class Plan:
     live_rate: float = 10.0
     seed: int = 1
     chaos: Sequence[str] = ()
-    limit_seconds: float = 300.0
+    limit_seconds: float = 240.0
     keep: bool = False
 
 
@@ -297,6 +297,11 @@ def run(plan: Plan, console: Console) -> int:
             {
                 **without_ours(os.environ),
                 "SYNC_INTERVAL_SECONDS": "2",
+                # How long what a killed process held, or a killed broker lost, is waited for: the defaults (minutes)
+                # are made for machines that are replaced, and longer than the demo.
+                "POLLER_LEASE_SECONDS": "10",
+                "POLLER_REDELIVERY_SECONDS": "15",
+                "POLLER_WINDOW_REDELIVERY_SECONDS": "30",
                 # A given broker may already have topics of these names.
                 "KAFKA_TOPIC_PREFIX": f"demo-{secrets.token_hex(4)}-",
             },
@@ -344,7 +349,9 @@ def plan_from(arguments: Sequence[str]) -> Plan:
         const="services",
         help="kill -9 each service (all: the broker and PostgreSQL, too) in the middle",
     )
-    parser.add_argument("--limit-seconds", type=float, default=defaults.limit_seconds, help="give up after so long")
+    parser.add_argument("--limit-seconds", type=float, help="give up after so long")
     parser.add_argument("--keep", action="store_true", help="keep data and logs, and say where")
     values = vars(parser.parse_args(arguments))
+    # What a broker lost with its data is sent again after two minutes, and what is lost in turn after two more.
+    values["limit_seconds"] = values["limit_seconds"] or (480.0 if values["chaos"] == "all" else defaults.limit_seconds)
     return Plan(**{**values, "chaos": _CHAOS.get(values["chaos"], ())})
