@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Generic, TypeVar
+from urllib.parse import quote, urlencode
 
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
@@ -33,4 +34,8 @@ def links(request: Request, following: str | None) -> dict[str, str]:
     """The `Link` header (RFC 8288) to the next page, if there is one."""
     if following is None:
         return {}
-    return {"Link": f'<{request.url.include_query_params(cursor=following)}>; rel="next"'}
+    base = request.base_url
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    # Not `request.url`: it holds the path as decoded, in which a user's name may be anything.
+    address = f"{base.scheme}://{base.netloc}{quote(request.scope['path'])}?{urlencode([*kept, ('cursor', following)])}"
+    return {"Link": f'<{address}>; rel="next"'}

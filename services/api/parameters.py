@@ -28,15 +28,24 @@ def _in_utc(moment: datetime) -> datetime:
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 """A point in time with its offset (RFC 3339)."""
 
+
+def _can_stand_in_a_path(user_id: str) -> str:
+    """Servers and clients take an encoded slash for a separator, and dots for steps: such a user is never found."""
+    if "/" in user_id or user_id in (".", ".."):
+        raise ValueError("cannot stand in an address: it holds a slash or is a step of dots")
+    return user_id
+
+
 UserId = Annotated[
     str,
     Field(
         min_length=1,
         max_length=255,
         pattern=NO_NUL,
-        description="your own name for the seller",
+        description="your own name for the seller; without a slash",
         examples=["my-shop"],
     ),
+    AfterValidator(_can_stand_in_a_path),
 ]
 UserIdInPath = Annotated[str, Path(min_length=1, max_length=255, description="your own name for the seller")]
 TokenId = Annotated[int, Path(ge=1, le=_BIGINT, description="our id of a connected seller")]
