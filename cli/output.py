@@ -1,6 +1,7 @@
 """What a command shows: tables for people, JSON for programs (`--json`)."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -9,6 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+# A terminal obeys these, and buyers write what we show.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
 
@@ -56,11 +60,16 @@ def _cell(value: Any) -> str:
         case None:
             return "-"
         case list():
-            return ", ".join(str(item) for item in value)
+            return _harmless(", ".join(str(item) for item in value))
         case str() if value.endswith("Z") and "T" in value:
             return _local(value)
         case _:
-            return str(value)
+            return _harmless(str(value))
+
+
+def _harmless(text: str) -> str:
+    """The text with control characters spelled out, but for line ends and tabs."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _local(moment: str) -> str:

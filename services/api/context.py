@@ -41,7 +41,6 @@ class Resources:
     allegro: Allegro
     keyring: Keyring
     producer: RecordProducer
-    probes: Probes
 
 
 class Connections:
@@ -55,12 +54,20 @@ class Connections:
         self._health = health
         self._transport = transport
         self._resources: Resources | None = None
+        self._probes: Probes | None = None
 
     def get(self) -> Resources:
         """Raises UnavailableError until everything is open."""
         if self._resources is None:
             raise UnavailableError("The service is starting: PostgreSQL has not answered yet; try again.")
         return self._resources
+
+    @property
+    def probes(self) -> Probes:
+        """Also while PostgreSQL is away; raises UnavailableError outside of the application's life."""
+        if self._probes is None:
+            raise UnavailableError("The service is starting or stopping; try again.")
+        return self._probes
 
     @asynccontextmanager
     async def opened(self, *, give_up: Callable[[], None] | None = None) -> AsyncIterator[None]:
@@ -69,6 +76,9 @@ class Connections:
         An error that comes to light only after the start calls `give_up`, which has to end the service.
         """
         async with AsyncExitStack() as stack:
+            self._probes = await stack.enter_async_context(
+                Probes(self._settings, self._ask_database, transport=self._transport)
+            )
             opening = asyncio.create_task(self._open(stack), name="open connections")
             await asyncio.wait({opening}, timeout=_PATIENCE_SECONDS)
             if opening.done():
@@ -79,7 +89,7 @@ class Connections:
                 yield
             finally:
                 self._health.stopping()
-                self._resources = None
+                self._resources = self._probes = None
                 opening.cancel()
                 with suppress(asyncio.CancelledError):
                     await opening
@@ -98,10 +108,12 @@ class Connections:
             allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
         except asyncpg.UndefinedTableError as error:
             raise ConfigurationError("DATABASE_URL: there are no tables yet: run `orders-backup setup`") from error
-        probes = await stack.enter_async_context(Probes(settings, pool, transport=self._transport))
-        self._resources = Resources(settings, pool, allegro, self._keyring, producer, probes)
+        self._resources = Resources(settings, pool, allegro, self._keyring, producer)
         self._health.add_check("database", partial(pool.fetchval, "SELECT 1"))
         self._health.started()
+
+    async def _ask_database(self) -> None:
+        await self.get().pool.fetchval("SELECT 1")
 
 
 def _watch(give_up: Callable[[], None], opening: asyncio.Task[None]) -> None:
@@ -116,6 +128,15 @@ def _resources(request: Request) -> Resources:
 
 
 Context = Annotated[Resources, Depends(_resources)]
+
+
+def _probes(request: Request) -> Probes:
+    connections: Connections = request.app.state.connections
+    return connections.probes
+
+
+Looks = Annotated[Probes, Depends(_probes)]
+"""What looks at PostgreSQL, Kafka and Allegro."""
 
 
 @dataclass(frozen=True)

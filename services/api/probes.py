@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import asyncpg
 import httpx
 
 from services.api.settings import ApiSettings
@@ -32,13 +31,16 @@ class Probes:
     """One probe a component; whoever asks while a look is under way gets its result."""
 
     def __init__(
-        self, settings: ApiSettings, pool: asyncpg.Pool, *, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        settings: ApiSettings,
+        ask_database: Callable[[], Awaitable[object]],
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings
-        self._pool = pool
         self._http = open_http(settings, transport=transport)
         self._ask: dict[str, Callable[[], Awaitable[object]]] = {
-            "database": self._ask_database,
+            "database": ask_database,
             "kafka": self._ask_kafka,
             "allegro": self._ask_allegro,
         }
@@ -65,9 +67,6 @@ class Probes:
             if last is None or last.measured_at < asked_at - _FRESH_SECONDS[name]:
                 last = self._last[name] = await _look(self._ask[name])
             return last
-
-    async def _ask_database(self) -> None:
-        await self._pool.fetchval("SELECT 1")
 
     async def _ask_kafka(self) -> None:
         await partitions_of(self._settings)

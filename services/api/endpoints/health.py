@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.api.context import Context
+from services.api.context import Looks
 from shared.health import Health, Report
 
 router = APIRouter(tags=["health"])
@@ -50,13 +50,13 @@ class Probe(BaseModel):
 
 
 @router.get("/health", responses={503: {"model": HealthReport, "description": "A component does not answer"}})
-async def health(context: Context, response: Response) -> HealthReport:
-    """Whether PostgreSQL, Kafka and Allegro answer, each with its latency."""
+async def health(probes: Looks, response: Response) -> HealthReport:
+    """Whether PostgreSQL, Kafka and Allegro answer, each with its latency; also while one of them is away."""
     components = {
         name: Component(
             status="ok" if found.error is None else "unavailable", latency_ms=found.latency_ms, error=found.error
         )
-        for name, found in (await context.probes.measure()).items()
+        for name, found in (await probes.measure()).items()
     }
     good = all(component.status == "ok" for component in components.values())
     response.status_code = 200 if good else 503

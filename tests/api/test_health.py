@@ -1,0 +1,43 @@
+"""Health is told while a component is away: that is when it is asked for."""
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from services.api.app import build_app
+from services.api.settings import ApiSettings
+from tests.api.conftest import Allegro
+
+pytestmark = pytest.mark.integration
+
+_NOBODY_LISTENS = "postgresql://127.0.0.1:1/none"
+
+
+async def _health(settings: ApiSettings, allegro: Allegro) -> tuple[int, dict[str, str]]:
+    """The status code, and how each component is."""
+    app = build_app(settings, transport=httpx.MockTransport(allegro))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
+    ):
+        answer = await client.get("/health")
+    return answer.status_code, {name: found["status"] for name, found in answer.json()["components"].items()}
+
+
+async def test_it_is_told_before_postgresql_has_ever_answered(settings: ApiSettings, allegro: Allegro) -> None:
+    settings = settings.model_copy(update={"database_url": SecretStr(_NOBODY_LISTENS)})
+
+    found = await _health(settings, allegro)
+
+    assert found == (503, {"database": "unavailable", "kafka": "ok", "allegro": "ok"})
+
+
+async def test_it_is_told_while_allegro_does_not_answer(settings: ApiSettings, allegro: Allegro) -> None:
+    def away(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    allegro.respond = away
+
+    found = await _health(settings, allegro)
+
+    assert found == (503, {"database": "ok", "kafka": "ok", "allegro": "unavailable"})
