@@ -305,7 +305,12 @@ def run(plan: Plan, console: Console) -> int:
                 # A given broker may already have topics of these names.
                 "KAFKA_TOPIC_PREFIX": f"demo-{secrets.token_hex(4)}-",
             },
-            simulator_options=["--sellers", str(plan.sellers), "--orders", str(plan.orders), "--seed", str(plan.seed)],
+            simulator_options=[
+                *("--sellers", str(plan.sellers)),
+                *("--orders", str(plan.orders)),
+                *("--seed", str(plan.seed)),
+                *("--device-interval", "2"),  # Allegro says 5: nobody here has to find a phone first
+            ],
             durable=True,
             working_folder=folder,
             say=lambda text: console.print(text, highlight=False),
