@@ -168,3 +168,10 @@ def database_url(postgres_server: Database, _template_database: str) -> Iterator
 def empty_database_url(postgres_server: Database) -> Iterator[str]:
     """A database of this test alone, without a single table."""
     yield from _new_database(postgres_server, "template0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what talks to the session's broker: that is what differs between `KAFKA=embedded` and `KAFKA=apache`."""
+    for item in items:
+        if "kafka_bootstrap" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.broker)
