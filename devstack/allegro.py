@@ -67,6 +67,14 @@ class Control:
         answer = await self._post("/consent", {"user_code": user_code})
         return str(answer["seller_id"])
 
+    async def expire_access(self) -> None:
+        """All access tokens end now; their refresh tokens still work."""
+        await self._post("/tokens/expire", {})
+
+    async def set_faults(self, faults: Mapping[str, Any]) -> None:
+        """These faults and no others."""
+        (await self._client.put("/faults", json=faults)).raise_for_status()
+
     async def start_live(self, orders: int, rate: float) -> None:
         """New orders from now on, with all the events that follow, `rate` orders a second."""
         await self._post("/live", {"orders": orders, "rate": rate})

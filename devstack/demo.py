@@ -26,6 +26,7 @@ from devstack import processes
 from devstack.allegro import Control
 from devstack.errors import DevstackError
 from devstack.ledger import Comparison, compare
+from devstack.secrecy import Findings, Keys, SecretsTrial
 from devstack.stack import SERVERS, SERVICES, Stack, without_ours
 
 _POLL_SECONDS = 0.5
@@ -58,6 +59,11 @@ class Outcome:
     requests: Mapping[str, int] = field(default_factory=dict)
     kills: list[str] = field(default_factory=list)
     comparison: Comparison = field(default_factory=Comparison)
+    secrecy: Findings = field(default_factory=Findings)
+
+    @property
+    def good(self) -> bool:
+        return self.comparison.equal and not self.secrecy.problems
 
 
 @dataclass(frozen=True)
@@ -121,26 +127,36 @@ class Display:
 class Demo:
     """One run against a stack whose services have just been started."""
 
-    def __init__(self, plan: Plan, stack: Stack, control: Control, display: Display, outcome: Outcome) -> None:
+    def __init__(
+        self, plan: Plan, stack: Stack, control: Control, trial: SecretsTrial, display: Display, outcome: Outcome
+    ) -> None:
         self._plan = plan
         self._stack = stack
         self._control = control
+        self._trial = trial
         self._display = display
         self._outcome = outcome
         self._sellers: list[str] = []
-        self._chaos_is_over = not plan.chaos
+        self._tokens: list[int] = []
+        self._device_code = ""
+        self._trials_are_over = False
         self._random = random.Random(plan.seed)  # noqa: S311 - a run can be repeated by its seed
 
     async def run(self) -> None:
-        """Connect the sellers, let them sell, wait until the tables look complete, compare."""
-        async with httpx.AsyncClient(base_url=f"{self._stack.url('api')}/api/v1", timeout=30) as api:
-            users = [f"shop-{number}" for number in range(1, self._plan.sellers + 1)]
+        """Connect the sellers, let them sell, try what may go wrong, wait until the tables look complete, compare."""
+        users = [f"shop-{number}" for number in range(1, self._plan.sellers + 1)]
+        async with httpx.AsyncClient(
+            base_url=f"{self._stack.url('api')}/api/v1",
+            timeout=30,
+            follow_redirects=True,
+            event_hooks={"response": [self._trial.saw]},
+        ) as api:
             await asyncio.gather(*(self._connect(api, user) for user in users))
-        await self._control.start_live(self._plan.live_orders, self._plan.live_rate)
-        async with asyncio.TaskGroup() as tasks:
-            if self._plan.chaos:
-                tasks.create_task(self._kill_each())
-            tasks.create_task(self._until_equal())
+            await self._control.start_live(self._plan.live_orders, self._plan.live_rate)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._try_it(api))
+                tasks.create_task(self._until_equal())
+            await self._trial.look_while_it_runs(api, users)
         async with self._stack.connection() as database:
             first = await database.fetchval("SELECT min(created_at) FROM orders")
         if first is not None:
@@ -158,12 +174,22 @@ class Demo:
             answer.raise_for_status()
             task = answer.json()
             if task["status"] == "SUCCESS":
+                self._tokens.append(task["token_id"])
+                self._device_code = authorization["device_code"]
                 self._display.say(f"{user} is connected (token {task['token_id']})")
                 return
             if task["status"] == "FAILURE":
                 raise DevstackError(f"{user} could not be connected: {task}")
             await asyncio.sleep(_POLL_SECONDS)
         raise DevstackError(f"{user} was not connected within {_CONSENT_SECONDS:g} s of the seller's consent")
+
+    async def _try_it(self, api: httpx.AsyncClient) -> None:
+        """Everything that is done to it while the shops sell."""
+        if self._plan.chaos:
+            await self._kill_each()
+        await self._trial.rotate_keys(api, self._tokens)
+        await self._trial.provoke(api, self._tokens[0], self._device_code)
+        self._trials_are_over = True
 
     async def _kill_each(self) -> None:
         """kill -9 one victim after the other in the middle of its work, and start it again."""
@@ -181,7 +207,6 @@ class Demo:
             self._stack.start_again(victim)
             if victim in SERVICES:
                 await asyncio.to_thread(self._stack.wait_until_ready, victim)
-        self._chaos_is_over = True
 
     async def _until_equal(self) -> None:
         """Wait until the tables look complete, then until they are equal to the ledger, or the time is up."""
@@ -197,7 +222,7 @@ class Demo:
             self._display.show(counts)
             self._check_services()
             late = time.monotonic() > deadline
-            if late or (counts.look_complete and self._chaos_is_over):
+            if late or (counts.look_complete and self._trials_are_over):
                 async with self._stack.connection() as database:
                     self._outcome.comparison = await compare(self._control, self._sellers, database)
                 if late or self._outcome.comparison.equal:
@@ -248,17 +273,28 @@ def summary_table(plan: Plan, outcome: Outcome, broker: str) -> Table:
     table.add_row("requests spent", str(sum(outcome.requests.values())))
     for endpoint, number in sorted(outcome.requests.items(), key=lambda item: -item[1]):
         table.add_row(f"  {endpoint}", str(number))
+    secrecy = outcome.secrecy
+    table.add_row("secrets moved to another key meanwhile", str(secrecy.secrets_moved))
+    table.add_row("  calls while they moved", str(secrecy.calls_meanwhile))
+    table.add_row("looked through for secrets, MB", f"{secrecy.megabytes:.0f}")
+    for what, number in secrecy.looked_through.items():
+        table.add_row(f"  {what}", str(number))
+    style = "red" if secrecy.problems else "green"
+    table.add_row("secrets found, calls failed", f"[{style}]{len(secrecy.problems)}[/{style}]")
     style = "green" if comparison.equal else "red"
     table.add_row("differences from the ledger", f"[{style}]{comparison.differences}[/{style}]")
     return table
 
 
-async def _work(plan: Plan, stack: Stack, console: Console, outcome: Outcome) -> None:
+async def _work(plan: Plan, stack: Stack, keys: Keys, console: Console, outcome: Outcome) -> SecretsTrial:
     assert stack.simulator is not None  # noqa: S101 - a demo always has one
     async with Control(stack.simulator.url) as control:
         with Display(console) as display:
-            await Demo(plan, stack, control, display, outcome).run()
+            trial = SecretsTrial(stack, control, keys, display.say)
+            outcome.secrecy = trial.findings
+            await Demo(plan, stack, control, trial, display, outcome).run()
         outcome.requests = await control.requests()
+    return trial
 
 
 async def _check_is_empty(stack: Stack) -> None:
@@ -291,6 +327,7 @@ def run(plan: Plan, console: Console) -> int:
     began = time.monotonic()
     outcome = Outcome()
     with _temporary_folder(keep=plan.keep) as folder:
+        keys = Keys.make(folder)
         stack = Stack(
             folder,
             os.environ,
@@ -302,6 +339,8 @@ def run(plan: Plan, console: Console) -> int:
                 "POLLER_LEASE_SECONDS": "10",
                 "POLLER_REDELIVERY_SECONDS": "15",
                 "POLLER_WINDOW_REDELIVERY_SECONDS": "30",
+                "ENCRYPTION_KEYS_FILE": str(keys.new_first),
+                "LOG_DIR": str(folder / "logs"),
                 # A given broker may already have topics of these names.
                 "KAFKA_TOPIC_PREFIX": f"demo-{secrets.token_hex(4)}-",
             },
@@ -323,19 +362,22 @@ def run(plan: Plan, console: Console) -> int:
             try:
                 stack.wait_until_ready("api")
                 outcome.setup_seconds = time.monotonic() - began
-                asyncio.run(_work(plan, stack, console, outcome))
+                trial = asyncio.run(_work(plan, stack, keys, console, outcome))
                 outcome.work_seconds = stack.seconds_since_start()
             except BaseException:
                 _show_logs(stack, console)
                 raise
             if not outcome.comparison.equal:
                 _show_logs(stack, console)
+        trial.look_at_files()
         if plan.keep:
             console.print(f"data and logs are kept in {folder}", highlight=False)
     console.print(summary_table(plan, outcome, stack.broker.name))
     for difference in outcome.comparison.shown:
         console.print(str(difference), markup=False, highlight=False)
-    return 0 if outcome.comparison.equal else 1
+    for problem in outcome.secrecy.problems:
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+    return 0 if outcome.good else 1
 
 
 def plan_from(arguments: Sequence[str]) -> Plan:

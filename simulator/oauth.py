@@ -1,7 +1,7 @@
 """The authorisation server: device codes, consent, rotating tokens (sections 1 and 2). No HTTP here.
 
 Tokens are shaped like Allegro's JWTs and carry the same claims; they are looked up, not verified, and the part where
-the signature would be is noise.
+the signature would be is noise after a mark (`CANARY`).
 """
 
 import base64
@@ -16,6 +16,8 @@ import msgspec
 from simulator.clock import SECOND_US
 from simulator.settings import Settings
 
+# In every token and device code, so that one that comes out where it should not be can be found by a plain search.
+CANARY: Final = "LeakCanary7Q"
 _ORDERS_SCOPES: Final = "allegro:api:orders:read allegro:api:profile:read"
 _ALL_SCOPES: Final = " ".join(
     f"allegro:api:{name}"
@@ -116,7 +118,7 @@ class OAuth:
     def start_device(self, client_id: str) -> Device:
         noise = self._digest("device")
         device = Device(
-            device_code=base64.b64encode(noise, altchars=b"xY").decode()[:32],
+            device_code=(CANARY + base64.b64encode(noise, altchars=b"xY").decode())[:32],
             user_code=base64.b32encode(noise).decode().lower()[-17:-8],
             client_id=client_id,
             started_us=self._now_us(),
@@ -192,7 +194,7 @@ class OAuth:
         pair = self._by_access.get(access_token)
         if pair is None:
             # A token of ours that nobody remembers has expired; anything else is no token at all (section 2).
-            known_shape = access_token.count(".") == 2 and access_token.startswith(_HEADER)
+            known_shape = access_token.count(".") == 2 and access_token.startswith(TOKEN_HEADER)
             return f"Access token expired: {access_token}" if known_shape else "Cannot convert access token to JSON"
         session = self.sessions[pair.session]
         expires_us = pair.issued_us + self._settings.token_lifetime * SECOND_US
@@ -280,7 +282,7 @@ class OAuth:
     def _token(self, claims: dict[str, object]) -> str:
         payload = _segment(msgspec.json.encode(claims))
         signature = _segment(shake_256(f"{self._noise}{payload}".encode()).digest(256))
-        return f"{_HEADER}.{payload}.{signature}"
+        return f"{TOKEN_HEADER}.{payload}.{CANARY}{signature}"
 
     def _jti(self) -> str:
         digits = self._digest("jti").hex()
@@ -311,4 +313,4 @@ def _segment(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-_HEADER: Final = _segment(msgspec.json.encode({"alg": "RS256", "typ": "JWT"}))
+TOKEN_HEADER: Final = _segment(msgspec.json.encode({"alg": "RS256", "typ": "JWT"}))
