@@ -1,5 +1,6 @@
 """`orders-backup orders`: look at the stored orders."""
 
+import asyncio
 import sys
 from typing import Annotated
 
@@ -7,6 +8,9 @@ import typer
 
 from cli.client import DEFAULT_URL, Api, ApiUrl, part
 from cli.output import AsJson, show_fields, show_json, show_table
+from shared.database import close_pool, open_pool
+from shared.order_state import republish_all
+from shared.settings import DatabaseSettings, load
 
 app = typer.Typer(no_args_is_help=True, help="Look at the stored orders.")
 
@@ -75,3 +79,18 @@ def show(
     show_fields(order, _FIELDS)
     typer.echo("\nevents")
     show_table(order["events"], ("event_id", "type", "occurred_at", "stored_at"), empty="none")
+
+
+@app.command()
+def republish() -> None:
+    """Publish the state of every order to `order-state` again; safe to repeat, while services run."""
+    asyncio.run(_republish(load(DatabaseSettings).database_url.get_secret_value()))
+    typer.echo("the writer publishes the state of every order again")
+
+
+async def _republish(database_url: str) -> None:
+    pool = await open_pool(database_url, service="cli", max_size=1)
+    try:
+        await republish_all(pool)
+    finally:
+        await close_pool(pool)

@@ -20,6 +20,7 @@ from shared.messages import (
     OrderFetchFailed,
     OrderMissing,
     OrderObserved,
+    OrderState,
     OrderWindow,
     RawJson,
     Record,
@@ -117,6 +118,15 @@ def examples() -> Mapping[str, Sequence[Record]]:
             ),
             WindowFinished(
                 token_id=_TOKEN_ID, run_id=_RUN_ID, attempt=1, orders=20_417, orders_expected=20_417, requests=207
+            ),
+        ],
+        "order-state": [
+            OrderState(
+                token_id=_TOKEN_ID,
+                order_id=order_id,
+                observed_at=_moment("2026-10-10T22:15:31.204118Z"),
+                updated_at=_moment("2026-10-10T22:15:31.391720Z"),
+                order=_as_received("order"),
             ),
         ],
     }

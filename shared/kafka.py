@@ -25,7 +25,7 @@ OutgoingRecord = tuple[bytes, bytes, Sequence[tuple[str, bytes]]]
 
 _LINGER_MS = 10
 _MAX_BATCH_BYTES = 256 * 1024
-_MAX_RECORD_BYTES = 12 * 1024 * 1024
+MAX_RECORD_BYTES = 12 * 1024 * 1024
 _REQUEST_TIMEOUT_SECONDS = 20.0
 _PUBLISH_DEADLINE_SECONDS = 30.0
 _STOP_SECONDS = 5.0
@@ -147,7 +147,7 @@ def _client_options(settings: KafkaSettings, service: str) -> dict[str, Any]:
         "compression_type": None if compression == "none" else compression,
         "linger_ms": _LINGER_MS,
         "max_batch_size": _MAX_BATCH_BYTES,
-        "max_request_size": _MAX_RECORD_BYTES,
+        "max_request_size": MAX_RECORD_BYTES,
         "request_timeout_ms": int(_REQUEST_TIMEOUT_SECONDS * 1000),
         "metadata_max_age_ms": 30_000,
     }

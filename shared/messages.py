@@ -195,12 +195,36 @@ class WindowProgressed(_Record):
     orders_expected: int | None = None
 
 
+class OrderState(_Record):
+    """An order as our copy has it after its latest change: the topic keeps the last record of each order.
+
+    There is no tombstone: an order that Allegro no longer has keeps its state, with `gone_at` set.
+    """
+
+    raw_field: ClassVar[str | None] = "order"
+
+    kind: Literal["order-state"] = "order-state"
+    token_id: int = Field(gt=0, description="our id of the connected seller")
+    order_id: str = Field(description="Allegro's order id; also the record's key")
+    observed_at: AwareDatetime = Field(description="when this state was looked at; never goes back for an order")
+    updated_at: AwareDatetime = Field(description="when our copy changed")
+    gone_at: AwareDatetime | None = Field(default=None, description="Allegro no longer has the order since")
+    gone_reason: str | None = None
+    successor_order_id: str | None = Field(default=None, description="the order it was merged into")
+    order: RawJson
+
+    @property
+    def key(self) -> bytes:
+        return self.order_id.encode()
+
+
 EventsRecord = Annotated[OrderEvent | OrderFetch, Field(discriminator="kind")]
 WindowsRecord = OrderWindow
 OrdersRecord = Annotated[
     OrderObserved | OrderMissing | OrderFetchFailed | WindowProgressed | WindowFinished,
     Field(discriminator="kind"),
 ]
+StateRecord = OrderState
 AnyRecord = Annotated[
     OrderEvent
     | OrderFetch
@@ -209,7 +233,8 @@ AnyRecord = Annotated[
     | OrderMissing
     | OrderFetchFailed
     | WindowProgressed
-    | WindowFinished,
+    | WindowFinished
+    | OrderState,
     Field(discriminator="kind"),
 ]
 
@@ -222,6 +247,7 @@ Record = (
     | OrderFetchFailed
     | WindowProgressed
     | WindowFinished
+    | OrderState
 )
 
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(AnyRecord)
@@ -276,6 +302,7 @@ def json_schemas() -> Mapping[str, Any]:
         "order-events": TypeAdapter(EventsRecord).json_schema(by_alias=True),
         "order-windows": TypeAdapter(WindowsRecord).json_schema(by_alias=True),
         "orders": TypeAdapter(OrdersRecord).json_schema(by_alias=True),
+        "order-state": TypeAdapter(StateRecord).json_schema(by_alias=True),
     }
 
 

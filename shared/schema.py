@@ -214,6 +214,35 @@ orders = Table(
     ),
 )
 
+order_state_outbox = Table(
+    "order_state_outbox",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("user_token_id", BigInteger, nullable=False),
+    Column("allegro_order_id", _ID, nullable=False),
+    Column("noted_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+)
+
+order_state_topic = Table(
+    "order_state_topic",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column(
+        "generation",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="the topic's marker (a committed offset) says the same, or the topic is not the one we filled",
+    ),
+    Column(
+        "republish_after",
+        BigInteger,
+        server_default=text("0"),
+        comment="orders.id up to which every state was published again; null: all of them",
+    ),
+    CheckConstraint("is_only_row", name="is_only_row"),
+)
+
 order_events = Table(
     "order_events",
     metadata,

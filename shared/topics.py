@@ -1,6 +1,6 @@
 """The topics, and the one place that creates them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -29,12 +29,21 @@ class Topics:
         return f"{self.prefix}orders"
 
     @property
+    def order_state(self) -> str:
+        """The latest state of each order, compacted. Key: Allegro's order id."""
+        return f"{self.prefix}order-state"
+
+    @property
     def dead_letters(self) -> str:
         """Records nobody could read, as they came. Key: as it came."""
         return f"{self.prefix}dead-letters"
 
     def all(self) -> tuple[str, ...]:
-        return self.order_events, self.order_windows, self.orders, self.dead_letters
+        return self.order_events, self.order_windows, self.orders, self.order_state, self.dead_letters
+
+    def configuration(self, name: str) -> Mapping[str, str]:
+        """What a topic needs to be created with, where the broker's defaults do not do."""
+        return {"cleanup.policy": "compact"} if name == self.order_state else {}
 
 
 async def create_topics(
@@ -53,7 +62,14 @@ async def create_topics(
         created = []
         for name in missing:
             response = await admin.create_topics(
-                [NewTopic(name=name, num_partitions=partitions, replication_factor=replication_factor)]
+                [
+                    NewTopic(
+                        name=name,
+                        num_partitions=partitions,
+                        replication_factor=replication_factor,
+                        topic_configs=dict(topics.configuration(name)),
+                    )
+                ]
             )
             for _topic, code, *_rest in response.topic_errors:
                 error = for_code(code)

@@ -1,5 +1,6 @@
 """The writer put together; its parameters are all that a test has to give."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -8,6 +9,7 @@ from faststream.asgi import AsgiFastStream
 
 from services.writer.consume import Writer
 from services.writer.metrics import Metrics
+from services.writer.order_state import OrderStates
 from services.writer.settings import WriterSettings
 from services.writer.store import Store
 from shared.database import close_pool, wait_for_pool
@@ -18,7 +20,11 @@ from shared.service import BackgroundLoops
 
 SERVICE = "writer"
 
+# The batch in hand, the states, the check of their topic, health.
+_CONNECTIONS = 5
 _TOPICS_SECONDS = 5.0
+# What another replica could not publish; one's own changes are published at once.
+_STATES_SECONDS = 5.0
 # A batch waits for PostgreSQL as long as it takes; leaving the group meanwhile would help nobody.
 _MAX_POLL_INTERVAL_MS = 3_600_000
 
@@ -32,10 +38,11 @@ def build_app(settings: WriterSettings) -> AsgiFastStream:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            pool = await wait_for_pool(settings.database_url.get_secret_value(), service=SERVICE, max_size=4)
+            pool = await wait_for_pool(settings.database_url.get_secret_value(), service=SERVICE, max_size=_CONNECTIONS)
             stack.push_async_callback(close_pool, pool)
             producer = await stack.enter_async_context(RecordProducer(settings, service=SERVICE))
             loops = await stack.enter_async_context(BackgroundLoops(health))
+            changed = asyncio.Event()
             writer = Writer(
                 partial(
                     open_consumer,
@@ -50,9 +57,13 @@ def build_app(settings: WriterSettings) -> AsgiFastStream:
                 metrics,
                 max_records=settings.writer_batch_records,
                 progressed=partial(health.progressed, "consume"),
+                stored=changed.set,
             )
+            states = OrderStates(pool, producer, settings, metrics)
             loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
             loops.keep_running("consume", writer.run)
+            loops.run_every("order-state", _STATES_SECONDS, states.turn, wake=changed)
+            loops.run_every("order-state-topic", _TOPICS_SECONDS, states.check_topic)
             health.add_check("database", partial(pool.fetchval, "SELECT 1"))
             health.add_check("kafka", partial(check_kafka, broker))
             health.started()

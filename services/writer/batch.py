@@ -21,6 +21,7 @@ from shared.messages import (
     OrderFetchFailed,
     OrderMissing,
     OrderObserved,
+    OrderState,
     OrderWindow,
     Record,
     UnreadableRecordError,
@@ -129,8 +130,8 @@ def _add(batch: Batch, record: Record) -> None:
             batch.finished[record.run_id, record.attempt] = record
         case OrderFetch():
             pass  # a trigger for the enricher: what it asks for stands in pending_fetches already
-        case OrderWindow():
-            raise UnreadableRecordError("kind: order-window does not belong on this topic")
+        case OrderWindow() | OrderState():
+            raise UnreadableRecordError(f"kind: {record.kind} does not belong on this topic")
 
 
 def _look(batch: Batch, key: OrderKey, observed_at: datetime) -> None:

@@ -24,7 +24,10 @@ _LONGEST_RETRY_SECONDS = 15.0
 
 
 class Writer:
-    """Consumes `order-events`, `orders` and `dead-letters` into the database, `max_records` at a time."""
+    """Consumes `order-events`, `orders` and `dead-letters` into the database, `max_records` at a time.
+
+    `stored` is called after each batch that has become durable.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Writer:
         *,
         max_records: int,
         progressed: Callable[[], None],
+        stored: Callable[[], None],
     ) -> None:
         self._open_consumer = open_consumer
         self._store = store
@@ -44,6 +48,7 @@ class Writer:
         self._metrics = metrics
         self._max_records = max_records
         self._progressed = progressed
+        self._stored = stored
 
     async def run(self) -> None:
         """Consume until cancelled. A batch in hand is then dropped: it was not committed and comes again."""
@@ -58,6 +63,7 @@ class Writer:
                 records = list(chain.from_iterable(polled.values()))
                 if records:
                     await self._until_durable(records)
+                    self._stored()
                     await commit(consumer, next_offsets(records))
         finally:
             await consumer.stop()

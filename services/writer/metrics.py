@@ -1,6 +1,6 @@
 """What the writer tells Prometheus."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from services.writer.store import Written
 
@@ -21,6 +21,13 @@ class Metrics:
         )
         self.waits = Counter(
             "orders_backup_writer_waits_total", "Batches held back because PostgreSQL or Kafka was away."
+        )
+        self.order_states = Counter(
+            "orders_backup_order_states_published_total", "States published to `order-state`, repeated ones included."
+        )
+        self.order_state_lag = Gauge(
+            "orders_backup_order_state_lag_seconds",
+            "How long the oldest change has waited for `order-state`; rising values mean Kafka is away or too slow.",
         )
         self.batch_seconds = Histogram(
             "orders_backup_writer_batch_seconds",

@@ -31,41 +31,47 @@ ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
        run_ids = (SELECT array_agg(DISTINCT run_id) FROM unnest(p.run_ids || excluded.run_ids) AS r (run_id))
 """
 
-# The later look wins; equal content is not written again (promise P3). xmax is 0 for a row that is new.
+# The later look wins; equal content is not written again (promise P3). xmax is 0 for a row that is new. Whatever
+# changes an order notes it for the topic of states.
 UPSERT_ORDERS = """
-INSERT INTO orders AS o (user_token_id, allegro_order_id, status, fulfillment_status, buyer_id, buyer_login,
-                         buyer_email, total_amount, currency, bought_at, allegro_updated_at, revision,
-                         order_data, order_raw, observed_at, observed_by)
-SELECT *
-  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::numeric[],
-              $9::text[], $10::timestamptz[], $11::timestamptz[], $12::text[], $13::jsonb[], $14::bytea[],
-              $15::timestamptz[], $16::text[])
-       AS n (token_id, order_id, status, fulfillment_status, buyer_id, buyer_login, buyer_email, total_amount,
-             currency, bought_at, allegro_updated_at, revision, data, raw, observed_at, observed_by)
- ORDER BY token_id, order_id
-ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
-   SET status = excluded.status,
-       fulfillment_status = excluded.fulfillment_status,
-       buyer_id = excluded.buyer_id,
-       buyer_login = excluded.buyer_login,
-       buyer_email = excluded.buyer_email,
-       total_amount = excluded.total_amount,
-       currency = excluded.currency,
-       bought_at = excluded.bought_at,
-       allegro_updated_at = excluded.allegro_updated_at,
-       revision = excluded.revision,
-       order_data = excluded.order_data,
-       order_raw = excluded.order_raw,
-       observed_at = excluded.observed_at,
-       observed_by = excluded.observed_by,
-       gone_at = NULL,
-       gone_reason = NULL,
-       updated_at = now()
- WHERE excluded.observed_at > o.observed_at
-   AND (o.order_data IS DISTINCT FROM excluded.order_data
-        OR o.order_raw IS DISTINCT FROM excluded.order_raw
-        OR o.gone_at IS NOT NULL)
-RETURNING o.user_token_id, o.allegro_order_id, (xmax = 0) AS added
+WITH changed AS (
+    INSERT INTO orders AS o (user_token_id, allegro_order_id, status, fulfillment_status, buyer_id, buyer_login,
+                             buyer_email, total_amount, currency, bought_at, allegro_updated_at, revision,
+                             order_data, order_raw, observed_at, observed_by)
+    SELECT *
+      FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::numeric[],
+                  $9::text[], $10::timestamptz[], $11::timestamptz[], $12::text[], $13::jsonb[], $14::bytea[],
+                  $15::timestamptz[], $16::text[])
+           AS n (token_id, order_id, status, fulfillment_status, buyer_id, buyer_login, buyer_email, total_amount,
+                 currency, bought_at, allegro_updated_at, revision, data, raw, observed_at, observed_by)
+     ORDER BY token_id, order_id
+    ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
+       SET status = excluded.status,
+           fulfillment_status = excluded.fulfillment_status,
+           buyer_id = excluded.buyer_id,
+           buyer_login = excluded.buyer_login,
+           buyer_email = excluded.buyer_email,
+           total_amount = excluded.total_amount,
+           currency = excluded.currency,
+           bought_at = excluded.bought_at,
+           allegro_updated_at = excluded.allegro_updated_at,
+           revision = excluded.revision,
+           order_data = excluded.order_data,
+           order_raw = excluded.order_raw,
+           observed_at = excluded.observed_at,
+           observed_by = excluded.observed_by,
+           gone_at = NULL,
+           gone_reason = NULL,
+           updated_at = now()
+     WHERE excluded.observed_at > o.observed_at
+       AND (o.order_data IS DISTINCT FROM excluded.order_data
+            OR o.order_raw IS DISTINCT FROM excluded.order_raw
+            OR o.gone_at IS NOT NULL)
+    RETURNING o.user_token_id, o.allegro_order_id, (xmax = 0) AS added
+), noted AS (
+    INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT user_token_id, allegro_order_id FROM changed
+)
+SELECT user_token_id, allegro_order_id, added FROM changed
 """
 
 # A look at equal content that was exact (detail) or owed moves the version only: an older look that comes late must
@@ -103,12 +109,17 @@ RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
 
 # The copy stays (promise P12); a look made later may find the order again.
 MARK_GONE = """
-UPDATE orders o
-   SET gone_at = coalesce(o.gone_at, m.observed_at), gone_reason = m.reason, observed_at = m.observed_at,
-       updated_at = now()
-  FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[]) AS m (token_id, order_id, observed_at, reason)
- WHERE o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id AND o.observed_at < m.observed_at
-   AND (o.gone_at IS NULL OR o.gone_reason IS DISTINCT FROM m.reason)
+WITH changed AS (
+    UPDATE orders o
+       SET gone_at = coalesce(o.gone_at, m.observed_at), gone_reason = m.reason, observed_at = m.observed_at,
+           updated_at = now()
+      FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[])
+           AS m (token_id, order_id, observed_at, reason)
+     WHERE o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id AND o.observed_at < m.observed_at
+       AND (o.gone_at IS NULL OR o.gone_reason IS DISTINCT FROM m.reason)
+    RETURNING o.user_token_id, o.allegro_order_id
+)
+INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT user_token_id, allegro_order_id FROM changed
 """
 
 LOCK_CURSORS = """

@@ -160,6 +160,14 @@ class TestCommands:
         assert dropped.code == 0
         assert replayed.code == 1
 
+    async def test_the_states_of_all_orders_are_asked_for_again(self, orders_backup: Run, pool: asyncpg.Pool) -> None:
+        await pool.execute("UPDATE order_state_topic SET republish_after = NULL")
+
+        done = orders_backup("orders", "republish")
+
+        assert done.code == 0
+        assert await pool.fetchval("SELECT republish_after FROM order_state_topic") == 0
+
     async def test_keys_are_rotated(self, orders_backup: Run, environment: dict[str, str]) -> None:
         newer = "k2:" + base64.b64encode(bytes([1] * 32)).decode()
 

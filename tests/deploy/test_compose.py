@@ -165,7 +165,7 @@ def test_kafka_is_the_release_that_the_tests_run_on() -> None:
 
 
 def test_kafka_takes_what_our_producers_may_send() -> None:
-    assert _CONTAINERS["kafka"]["environment"]["KAFKA_MESSAGE_MAX_BYTES"] >= kafka._MAX_RECORD_BYTES
+    assert _CONTAINERS["kafka"]["environment"]["KAFKA_MESSAGE_MAX_BYTES"] >= kafka.MAX_RECORD_BYTES
 
 
 def test_a_service_has_time_to_end() -> None:

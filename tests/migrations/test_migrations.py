@@ -44,6 +44,7 @@ async def counts(database_url: str) -> dict[str, int]:
         return {
             table.name: await connection.fetchval(f"SELECT count(*) FROM {table.name}")
             for table in metadata.sorted_tables
+            if table.name != "order_state_outbox"  # not kept: everything is published again after an upgrade
         }
     finally:
         await connection.close()

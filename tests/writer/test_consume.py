@@ -65,6 +65,7 @@ def a_writer(settings: KafkaSettings, store: Store, producer: RecordProducer, me
         metrics,
         max_records=500,
         progressed=lambda: None,
+        stored=lambda: None,
     )
 
 

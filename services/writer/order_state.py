@@ -1,0 +1,183 @@
+"""The topic `order-state`: the latest state of every order, complete whatever becomes of Kafka (requirement D1).
+
+Every statement that changes an order notes it in `order_state_outbox`, in the same transaction. One replica at a time
+(an advisory lock) takes notes, publishes the orders *as they are now*, and removes the notes once Kafka has
+acknowledged: so a record never shows an older state than the one before it. A publication that may have reached
+Kafka, but whose transaction did not end, is noted again, since another replica may have gone on meanwhile.
+
+Kafka may lose everything. A marker lies beside the topic: the offset that the group `order-state` has committed is the
+number of the topic's generation. Kafka drops it together with the topic, and a broker without its data has none; where
+it is not what PostgreSQL remembers, every order is published again, a batch at a time from where it stands.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from services.writer.metrics import Metrics
+from shared.kafka import MAX_RECORD_BYTES, RecordProducer
+from shared.logs import current_correlation_id
+from shared.messages import OrderState, RawJson, headers
+from shared.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+BATCH_ORDERS = 500
+_GROUP = "order-state"
+_MARKER_SECONDS = 10.0
+# What a record has besides the order.
+_ENVELOPE_BYTES = 64 * 1024
+
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('orders_backup_order_state', 0))"
+
+_STATE = """
+o.id, o.user_token_id, o.allegro_order_id, o.observed_at, o.updated_at, o.gone_at, o.gone_reason,
+       o.successor_order_id, o.order_data, o.order_raw
+"""
+
+# One statement is one snapshot: whoever sees a note sees the order as it was left by the transaction that made it.
+_CHANGED = f"""
+WITH oldest AS (
+    SELECT id, user_token_id, allegro_order_id, noted_at FROM order_state_outbox ORDER BY id LIMIT $1
+), notes AS (
+    SELECT user_token_id, allegro_order_id, array_agg(id) AS ids, min(noted_at) AS noted_at
+      FROM oldest GROUP BY user_token_id, allegro_order_id
+)
+SELECT n.ids, extract(epoch FROM clock_timestamp() - n.noted_at)::float8 AS waited, {_STATE}
+  FROM notes n JOIN orders o USING (user_token_id, allegro_order_id)
+"""  # noqa: S608 - a constant
+
+_AFTER = f"SELECT {_STATE} FROM orders o WHERE o.id > $1 ORDER BY o.id LIMIT $2"  # noqa: S608 - a constant
+
+_DONE = "DELETE FROM order_state_outbox WHERE id = ANY($1::bigint[])"
+
+_NOTE = """
+INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT * FROM unnest($1::bigint[], $2::text[])
+"""
+
+# A republication that was asked for meanwhile has set the place back, and counts.
+_MOVE = "UPDATE order_state_topic SET republish_after = $2 WHERE republish_after = $1"
+
+_TOPIC = "SELECT generation, republish_after FROM order_state_topic"
+
+_NEW_GENERATION = "UPDATE order_state_topic SET generation = $1, republish_after = 0"
+
+
+class TopicMarker:
+    """The number beside the topic that vanishes with it: an offset committed for the topic's first partition.
+
+    Both methods raise aiokafka's errors, and TimeoutError, while Kafka is away or the topic does not exist.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._partition = TopicPartition(settings.topics.order_state, 0)
+
+    async def read(self) -> int | None:
+        """The generation of the topic as Kafka has it; None where it has none."""
+        async with self._consumer() as consumer:
+            generation: int | None = await consumer.committed(self._partition)
+            return generation
+
+    async def write(self, generation: int) -> None:
+        async with self._consumer() as consumer:
+            await consumer.commit({self._partition: generation})
+
+    @asynccontextmanager
+    async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=list(self._settings.kafka_bootstrap_servers),
+            group_id=f"{self._settings.kafka_topic_prefix}{_GROUP}",
+            enable_auto_commit=False,
+        )
+        consumer.assign([self._partition])
+        consumer.pause(self._partition)  # no record is wanted, only what is committed
+        try:
+            async with asyncio.timeout(_MARKER_SECONDS):
+                await consumer.start()
+                yield consumer
+        finally:
+            await consumer.stop()
+
+
+class OrderStates:
+    """Publishes what changed, and everything again where Kafka does not have it."""
+
+    def __init__(self, pool: asyncpg.Pool, producer: RecordProducer, settings: KafkaSettings, metrics: Metrics) -> None:
+        self._pool = pool
+        self._producer = producer
+        self._topic = settings.topics.order_state
+        self._marker = TopicMarker(settings)
+        self._metrics = metrics
+        self._doubtful: set[tuple[int, str]] = set()
+        """Orders whose publication may be on its way, by a transaction that did not end well."""
+
+    async def check_topic(self) -> None:
+        """Begin to publish everything again if the topic is not the one that was filled."""
+        async with self._alone() as connection:
+            ours = (await connection.fetchrow(_TOPIC))["generation"]
+            theirs = await self._marker.read()
+            if ours == theirs:
+                return
+            generation = max(ours, theirs or 0) + 1
+            await connection.execute(_NEW_GENERATION, generation)
+            # Whichever of the two is lost: they differ, and it is done again.
+            await self._marker.write(generation)
+            logger.warning(
+                "publishing the state of every order", extra={"topic": self._topic, "generation": generation}
+            )
+
+    async def turn(self) -> bool:
+        """Publish a batch of what changed, and one of what is published again; says whether there may be more."""
+        async with self._alone() as connection:
+            if self._doubtful:
+                doubtful = sorted(self._doubtful)
+                await connection.execute(_NOTE, [token for token, _ in doubtful], [order for _, order in doubtful])
+            changed = await connection.fetch(_CHANGED, BATCH_ORDERS)
+            self._metrics.order_state_lag.set(max((row["waited"] for row in changed), default=0))
+            place = (await connection.fetchrow(_TOPIC))["republish_after"]
+            again = [] if place is None else await connection.fetch(_AFTER, place, BATCH_ORDERS)
+            await self._publish([*changed, *again])
+            notes = [note for row in changed for note in row["ids"]]
+            await connection.execute(_DONE, notes)
+            if place is not None:
+                is_last = len(again) < BATCH_ORDERS
+                await connection.execute(_MOVE, place, None if is_last else again[-1]["id"])
+        self._doubtful.clear()
+        return len(notes) >= BATCH_ORDERS or len(again) == BATCH_ORDERS
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction that no other replica's runs beside."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(_LOCK)
+            yield connection
+
+    async def _publish(self, rows: Sequence[asyncpg.Record]) -> None:
+        states = [_state(row) for row in rows]
+        self._doubtful.update((state.token_id, state.order_id) for state in states)
+        carried = headers(correlation_id=current_correlation_id())
+        records = [(state.key, state.encode(), carried) for state in states]
+        fitting = [record for record in records if len(record[1]) <= MAX_RECORD_BYTES - _ENVELOPE_BYTES]
+        if len(fitting) < len(records):
+            logger.error("states too large for Kafka", extra={"orders": len(records) - len(fitting)})
+        if fitting:
+            await self._producer.publish_all(self._topic, fitting)
+            self._metrics.order_states.inc(len(fitting))
+
+
+def _state(row: asyncpg.Record) -> OrderState:
+    return OrderState(
+        token_id=row["user_token_id"],
+        order_id=row["allegro_order_id"],
+        observed_at=row["observed_at"],
+        updated_at=row["updated_at"],
+        gone_at=row["gone_at"],
+        gone_reason=row["gone_reason"],
+        successor_order_id=row["successor_order_id"],
+        order=RawJson(row["order_raw"] or row["order_data"]),
+    )
