@@ -9,7 +9,7 @@ export KAFKA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench-http test test-integration lint format lock audit clean
+.PHONY: help install demo up bench-http bench-writer test test-integration lint format lock audit clean
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -36,6 +36,9 @@ demo: $(STAMP) ## run everything against a simulated Allegro and compare the res
 
 up: $(STAMP) ## run everything and stay; data in .data/ (or DATA_DIR), settings from .env
 	@$(BIN)/python -m devstack up $(ARGS)
+
+bench-writer: $(STAMP) ## measure the writer against COPY
+	@$(BIN)/python -m benchmarks.writer $(ARGS)
 
 test: $(STAMP) ## run the tests (KAFKA=apache: on Apache Kafka)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -103,6 +103,12 @@ class Batch:
 def collect(records: Sequence[ConsumerRecord], *, dead_letter_topic: str) -> Batch:
     """Sort the records of one poll into a batch; what cannot be read becomes a dead letter and blocks nothing."""
     batch = Batch()
+    extend(batch, records, dead_letter_topic=dead_letter_topic)
+    return batch
+
+
+def extend(batch: Batch, records: Sequence[ConsumerRecord], *, dead_letter_topic: str) -> None:
+    """Sort more records into a batch, after those that it holds."""
     for raw in records:
         if raw.topic == dead_letter_topic:
             batch.dead_letters.append(DeadLetter.from_record(raw))
@@ -111,7 +117,6 @@ def collect(records: Sequence[ConsumerRecord], *, dead_letter_topic: str) -> Bat
             _add(batch, decode(raw.value))
         except (UnreadableRecordError, UnreadableBodyError) as error:
             batch.unreadable.append(DeadLetter.of(raw, error, service=SERVICE))
-    return batch
 
 
 def _add(batch: Batch, record: Record) -> None:

@@ -1,13 +1,17 @@
-"""The writer's loop: poll, store until durable, commit offsets; what cannot be stored is found and set aside."""
+"""The writer's loop: poll, store until durable, commit offsets; what cannot be stored is found and set aside.
+
+While PostgreSQL works on one batch, the next one is fetched and decoded; batches are stored one after the other.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
-from services.writer.batch import SERVICE, Batch, collect
+from services.writer.batch import SERVICE, Batch, collect, extend
 from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
@@ -19,8 +23,18 @@ from shared.topics import Topics
 logger = logging.getLogger(__name__)
 
 _POLL_TIMEOUT_MS = 200
+# Decoded without a pause: about a millisecond.
+_SLICE_RECORDS = 25
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class _Polled:
+    """The records of one poll, and what they come to."""
+
+    records: Sequence[ConsumerRecord]
+    batch: Batch
 
 
 class Writer:
@@ -57,24 +71,41 @@ class Writer:
         consumer.subscribe(topics, listener=RebalanceLog())
         try:
             await consumer.start()
-            while True:
-                polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
-                self._progressed()
-                records = list(chain.from_iterable(polled.values()))
-                if records:
-                    await self._until_durable(records)
-                    self._stored()
-                    await commit(consumer, next_offsets(records))
+            await self._consume(consumer)
         finally:
             await consumer.stop()
 
-    async def _until_durable(self, records: Sequence[ConsumerRecord]) -> None:
+    async def _consume(self, consumer: AIOKafkaConsumer) -> None:
+        following = asyncio.create_task(self._poll(consumer))
+        try:
+            while True:
+                polled = await following
+                following = asyncio.create_task(self._poll(consumer))
+                if polled.records:
+                    await self._until_durable(polled)
+                    self._stored()
+                    await commit(consumer, next_offsets(polled.records))
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _poll(self, consumer: AIOKafkaConsumer) -> _Polled:
+        polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
+        self._progressed()
+        records = list(chain.from_iterable(polled.values()))
+        batch = Batch()
+        for start in range(0, len(records), _SLICE_RECORDS):
+            extend(batch, records[start : start + _SLICE_RECORDS], dead_letter_topic=self._topics.dead_letters)
+            await asyncio.sleep(0)  # else PostgreSQL waits for the next statement of the batch before this one
+        return _Polled(records, batch)
+
+    async def _until_durable(self, polled: _Polled) -> None:
         """Store the records; while PostgreSQL or Kafka is away, wait: nothing is set aside for that."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
                 with self._metrics.batch_seconds.time():
-                    written = await self.store(records)
+                    written = await self._store_all(polled)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -84,7 +115,7 @@ class Writer:
                 self._progressed()  # waiting is what it should do now
                 delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
             else:
-                self._metrics.observe(written, len(records))
+                self._metrics.observe(written, len(polled.records))
                 return
 
     async def store(self, records: Sequence[ConsumerRecord]) -> Written:
@@ -92,7 +123,10 @@ class Writer:
 
         If it refuses, the guilty record is found by halving; the rest lands. Raises only what is worth waiting for.
         """
-        batch = collect(records, dead_letter_topic=self._topics.dead_letters)
+        return await self._store_all(_Polled(records, collect(records, dead_letter_topic=self._topics.dead_letters)))
+
+    async def _store_all(self, polled: _Polled) -> Written:
+        records, batch = polled.records, polled.batch
         try:
             return await self._apply(batch)
         except RefusedError as refusal:
