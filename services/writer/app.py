@@ -9,7 +9,7 @@ from faststream.asgi import AsgiFastStream
 
 from services.writer.consume import Writer
 from services.writer.metrics import Metrics
-from services.writer.order_state import OrderStates
+from services.writer.order_state import OrderStates, publish_states
 from services.writer.settings import WriterSettings
 from services.writer.store import Store
 from shared.database import close_pool, wait_for_pool
@@ -62,7 +62,7 @@ def build_app(settings: WriterSettings) -> AsgiFastStream:
             states = OrderStates(pool, producer, settings, metrics)
             loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
             loops.keep_running("consume", writer.run)
-            loops.run_every("order-state", _STATES_SECONDS, states.turn, wake=changed)
+            loops.run_every("order-state", _STATES_SECONDS, partial(publish_states, states, writer), wake=changed)
             loops.run_every("order-state-topic", _TOPICS_SECONDS, states.check_topic)
             health.add_check("database", partial(pool.fetchval, "SELECT 1"))
             health.add_check("kafka", partial(check_kafka, broker))

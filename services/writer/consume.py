@@ -40,7 +40,7 @@ class _Polled:
 class Writer:
     """Consumes `order-events`, `orders` and `dead-letters` into the database, `max_records` at a time.
 
-    `stored` is called after each batch that has become durable.
+    `stored` is called after each batch that has become durable, unless a full one waits behind it.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Writer:
         self._max_records = max_records
         self._progressed = progressed
         self._stored = stored
+        self.is_behind = False
+        """Whether the last poll was full: there is more to store, and that comes before everything else."""
 
     async def run(self) -> None:
         """Consume until cancelled. A batch in hand is then dropped: it was not committed and comes again."""
@@ -83,7 +85,8 @@ class Writer:
                 following = asyncio.create_task(self._poll(consumer))
                 if polled.records:
                     await self._until_durable(polled)
-                    self._stored()
+                    if not self.is_behind:
+                        self._stored()
                     await commit(consumer, next_offsets(polled.records))
         finally:
             following.cancel()
@@ -93,6 +96,7 @@ class Writer:
         polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
         self._progressed()
         records = list(chain.from_iterable(polled.values()))
+        self.is_behind = len(records) >= self._max_records
         batch = Batch()
         for start in range(0, len(records), _SLICE_RECORDS):
             extend(batch, records[start : start + _SLICE_RECORDS], dead_letter_topic=self._topics.dead_letters)

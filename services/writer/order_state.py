@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -168,6 +169,21 @@ class OrderStates:
         if fitting:
             await self._producer.publish_all(self._topic, fitting)
             self._metrics.order_states.inc(len(fitting))
+
+
+class _Turns(Protocol):
+    async def turn(self) -> bool: ...
+
+
+class _Writing(Protocol):
+    @property
+    def is_behind(self) -> bool: ...
+
+
+async def publish_states(states: _Turns, writer: _Writing) -> bool:
+    """A turn; the next one comes at once only if nothing waits to be stored: publishing costs as much as storing."""
+    more = await states.turn()
+    return more and not writer.is_behind
 
 
 def _state(row: asyncpg.Record) -> OrderState:

@@ -19,7 +19,7 @@ from devstack.tansu import Tansu
 from services.writer import order_state
 from services.writer.batch import collect
 from services.writer.metrics import Metrics
-from services.writer.order_state import OrderStates, TopicMarker
+from services.writer.order_state import OrderStates, TopicMarker, publish_states
 from services.writer.store import Store
 from shared.database import open_pool
 from shared.kafka import OutgoingRecord, PublishFailedError, RecordProducer
@@ -372,3 +372,19 @@ async def until_all(settings: KafkaSettings, stored: dict[str, datetime]) -> dic
                 for record in records:
                     shown[record.key.decode()].append(decode(record.value).observed_at)  # type: ignore[union-attr]
     return dict(shown)
+
+
+@pytest.mark.parametrize(
+    ("more", "behind", "at_once"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+async def test_what_waits_to_be_stored_comes_before_the_next_batch_of_states(
+    more: bool, behind: bool, at_once: bool
+) -> None:
+    class States:
+        async def turn(self) -> bool:
+            return more
+
+    class Busy:
+        is_behind = behind
+
+    assert await publish_states(States(), Busy()) is at_once
