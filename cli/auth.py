@@ -2,16 +2,21 @@
 
 import sys
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import segno
 import typer
 
 from cli.client import DEFAULT_URL, Api, ApiUrl
-from cli.errors import RefusedError
+from cli.errors import AwayError, RefusedError
 from cli.output import AsJson, progress_console, show_json
 
 _LOOK_SECONDS = 2.0
+# The poller asks once more for a code that has expired, and needs a moment for it.
+_AFTER_EXPIRY = timedelta(minutes=2)
+_WAITING = "Waiting for the seller's consent (Ctrl-C stops waiting, not the consent)"
 
 
 def auth(
@@ -28,8 +33,9 @@ def auth(
         if not wait:
             _show(api.get(f"/tokens/auth/task/{started['task_id']}"), as_json=as_json)
             return
-        with progress_console().status("Waiting for the seller's consent (Ctrl-C stops waiting, not the consent)"):
-            ended = _until_ended(api, started["task_id"])
+        deadline = datetime.now(UTC) + timedelta(seconds=started["expires_in"]) + _AFTER_EXPIRY
+        with progress_console().status(_WAITING) as spinner:
+            ended = _until_ended(api, started["task_id"], deadline, spinner.update)
     if ended["status"] == "FAILURE":
         raise RefusedError(f"{ended['message'] or 'the seller was not connected'} ({ended['reason']})")
     _show(ended, as_json=as_json)
@@ -44,11 +50,22 @@ def _invite(started: dict[str, Any], *, qr: bool) -> None:
         segno.make(started["verification_uri_complete"], error="L").terminal(out=sys.stderr, compact=True)
 
 
-def _until_ended(api: Api, task_id: str) -> dict[str, Any]:
+def _until_ended(api: Api, task_id: str, deadline: datetime, tell: Callable[[str], None]) -> dict[str, Any]:
+    """How it ended. The consent does not depend on us or on the API: an API that is away meanwhile is waited for.
+
+    Raises AwayError if the API is away still when the code cannot be of use any more.
+    """
     while True:
-        status: dict[str, Any] = api.get(f"/tokens/auth/task/{task_id}")
-        if status["status"] != "PENDING":
-            return status
+        try:
+            status: dict[str, Any] = api.get(f"/tokens/auth/task/{task_id}")
+        except AwayError as error:
+            if datetime.now(UTC) > deadline:
+                raise
+            tell(f"{_WAITING}; the API does not answer, trying again: {error}")
+        else:
+            if status["status"] != "PENDING":
+                return status
+            tell(_WAITING)
         time.sleep(_LOOK_SECONDS)
 
 

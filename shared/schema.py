@@ -82,6 +82,7 @@ user_tokens = Table(
     Column("refresh_failures", Integer, nullable=False, server_default=text("0")),
     Column("grant_rejected_at", _TIMESTAMP, comment="first invalid_grant of the present series"),
     Column("validated_at", _TIMESTAMP),
+    Column("login_after", _TIMESTAMP, comment="when Allegro is next asked for the login; null: known"),
     _created_at(),
     Column("updated_at", _TIMESTAMP, nullable=False, server_default=func.now()),
     UniqueConstraint("user_id"),
@@ -91,6 +92,7 @@ user_tokens = Table(
         "refresh_after",
         postgresql_where=text("status IN ('active', 'refresh_failed')"),
     ),
+    Index("ix_user_tokens_login_after", "login_after", postgresql_where=text("login_after IS NOT NULL")),
 )
 
 device_authorizations = Table(

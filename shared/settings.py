@@ -15,7 +15,7 @@ from shared.encryption import Keyring
 from shared.errors import ConfigurationError
 from shared.topics import Topics
 
-_USER_AGENT = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9.+_-]+( \(\+https?://[^\s()]+\))?$")
+_USER_AGENT = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9.+_-]+ \(\+https?://[^\s()]+\)$")
 
 _API_HOSTS = {"production": "https://api.allegro.pl", "sandbox": "https://api.allegro.pl.allegrosandbox.pl"}
 _AUTH_HOSTS = {"production": "https://allegro.pl", "sandbox": "https://allegro.pl.allegrosandbox.pl"}

@@ -36,7 +36,7 @@ from shared.allegro.errors import (
     ReauthorizationRequiredError,
     RequestRejectedError,
 )
-from shared.allegro.oauth import AllegroOAuth, TokenPair, seller_of
+from shared.allegro.oauth import AllegroOAuth, TokenPair, scopes_of, seller_of
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.encryption import DecryptionError, Keyring, Secret
 from shared.errors import PermanentError, TransientError
@@ -98,7 +98,8 @@ WITH token AS (
        SET access_token = $2, refresh_token = $3, key_id = $4, expires_at = clock_timestamp() + $5::interval,
            refresh_after = clock_timestamp() + $6::interval, scopes = $7, seller_id = coalesce($8, seller_id),
            generation = generation + 1, refreshed_at = clock_timestamp(), refresh_failures = 0,
-           grant_rejected_at = NULL, status = 'active', status_reason = NULL, updated_at = now()
+           grant_rejected_at = NULL, status = 'active', status_reason = NULL, updated_at = now(),
+           login_after = CASE WHEN $9::bigint IS NULL THEN clock_timestamp() ELSE login_after END
      WHERE id = $1 AND ($9::bigint IS NULL OR generation = $9 AND status <> 'deactivated')
     RETURNING id, generation
 ), resumed AS (
@@ -401,11 +402,12 @@ class TokenVault:
         row = await connection.fetchrow(_FIND_OR_CREATE, user_id)
         token_id: int = row["id"]
         seller_id = pair.seller_id or seller_of(pair.access_token)
+        scopes = pair.scopes or scopes_of(pair.access_token)
         if row["seller_id"] is not None and seller_id is not None and row["seller_id"] != seller_id:
             raise DifferentSellerError(
                 f"user {user_id!r} is connected to seller {row['seller_id']}, the consent is of seller {seller_id}"
             )
-        await self._store(connection, token_id, replace(pair, seller_id=seller_id))
+        await self._store(connection, token_id, replace(pair, seller_id=seller_id, scopes=scopes))
         return token_id
 
     async def _store(

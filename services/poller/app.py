@@ -13,6 +13,7 @@ from services.poller.full_runs import FullRuns
 from services.poller.housekeeping import Housekeeper
 from services.poller.journal import JournalPoller
 from services.poller.leases import Leases
+from services.poller.logins import LoginLearner
 from services.poller.publish import Publisher
 from services.poller.reading import PageReader
 from services.poller.redelivery import Redelivery
@@ -32,6 +33,7 @@ SERVICE = "poller"
 _TASKS_AT_A_TIME = 16
 _DEVICES_AT_A_TIME = 32
 _REFRESHES_AT_A_TIME = 16
+_LOGINS_AT_A_TIME = 4
 _SETTLED_RUNS_SECONDS = 30.0
 _FULL_RUNS_SECONDS = 15.0
 _HOUSEKEEPING_SECONDS = 3600.0
@@ -84,13 +86,13 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             devices = DevicePoller(
                 pool,
                 allegro.oauth,
-                allegro.client,
                 allegro.vault,
                 keyring,
                 leases,
                 await slots("devices", _DEVICES_AT_A_TIME),
                 settings,
             )
+            logins = LoginLearner(pool, allegro.client, await slots("logins", _LOGINS_AT_A_TIME))
             refresher = TokenRefresher(allegro.vault, await slots("refresh", _REFRESHES_AT_A_TIME))
             redelivery = Redelivery(pool, publisher, settings)
             # From here on back to front: the loops stop first, then the work in the slots, then its leases go.
@@ -101,6 +103,7 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             loops.run_every("tasks", tick, tasks.turn, wake=wakes["orders_backup_tasks"])
             loops.run_every("devices", tick, devices.turn, wake=wakes["orders_backup_devices"])
             loops.run_every("refresh", tick, refresher.turn)
+            loops.run_every("logins", tick, logins.turn)
             loops.run_every("redelivery", tick, redelivery.turn)
             loops.run_every("settled-runs", _SETTLED_RUNS_SECONDS, redelivery.end_settled_runs)
             loops.run_every("full-runs", _FULL_RUNS_SECONDS, FullRuns(pool, settings).turn)

@@ -18,7 +18,6 @@ from services.poller import metrics
 from services.poller.leases import Leases
 from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
-from shared.allegro.client import AllegroClient
 from shared.allegro.errors import (
     AllegroError,
     AuthorizationEndedError,
@@ -36,12 +35,13 @@ from shared.token_vault import DifferentSellerError, TokenVault, device_code_bin
 logger = logging.getLogger(__name__)
 
 _SLOW_DOWN_SECONDS = 5  # RFC 8628, 3.5
-_PROFILE_SCOPE = "allegro:api:profile:read"
 # For so long a pair is kept that PostgreSQL cannot take, and for so long an end of this process waits for it.
 _KEEP_SECONDS = 300.0
 _KEEP_PAUSE_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
 
+# The claim itself sets the next poll, so that a poller that dies after asking is not followed by one that asks faster
+# than Allegro allows.
 # language=sql
 _CLAIM = """
 WITH due AS (
@@ -50,7 +50,8 @@ WITH due AS (
      ORDER BY next_poll_at LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 UPDATE device_authorizations d
-   SET lease_owner = $1, lease_until = now() + $3::interval, fence = d.fence + 1, polls = d.polls + 1
+   SET lease_owner = $1, lease_until = now() + $3::interval, fence = d.fence + 1, polls = d.polls + 1,
+       next_poll_at = now() + d.interval_seconds * interval '1 second'
   FROM due WHERE d.task_id = due.task_id
 RETURNING d.task_id, d.user_id, d.device_code, d.interval_seconds, d.fence, d.correlation_id,
           d.expires_at <= now() AS expired
@@ -80,7 +81,11 @@ UPDATE device_authorizations
  WHERE task_id = $1
 """
 
-_LOCK = "SELECT status, reason FROM device_authorizations WHERE task_id = $1 FOR UPDATE"
+# All that wait for this user, always in the same order: two consents at once would otherwise wait for each other.
+_LOCK = """
+SELECT task_id, reason FROM device_authorizations
+ WHERE task_id = $1 OR (user_id = $2 AND status = 'PENDING') ORDER BY task_id FOR UPDATE
+"""
 
 _SUPERSEDE = """
 UPDATE device_authorizations
@@ -109,7 +114,6 @@ class DevicePoller:
         self,
         pool: asyncpg.Pool,
         oauth: AllegroOAuth,
-        client: AllegroClient,
         vault: TokenVault,
         keyring: Keyring,
         leases: Leases,
@@ -118,7 +122,6 @@ class DevicePoller:
     ) -> None:
         self._pool = pool
         self._oauth = oauth
-        self._client = client
         self._vault = vault
         self._keyring = keyring
         self._leases = leases
@@ -183,7 +186,7 @@ class DevicePoller:
         metrics.device_polls.labels("success").inc()
         keeping = asyncio.create_task(self._keep(authorization, pair))
         try:
-            token_id = await asyncio.shield(keeping)
+            await asyncio.shield(keeping)
         except asyncio.CancelledError:
             await asyncio.wait([keeping], timeout=_GRACE_SECONDS)
             raise
@@ -191,50 +194,32 @@ class DevicePoller:
             logger.error("consent of another seller", extra={"task_id": str(authorization.task_id)})
             message = f"{error}. Use another user_id for another seller. Start again."
             await self._end(authorization, "different_seller", message)
-            return
-        if token_id is not None:
-            await self._learn_login(token_id, pair)
 
-    async def _keep(self, authorization: Authorization, pair: TokenPair) -> int | None:
-        """Commit the tokens and what begins with them; returns the token's id, None if a newer consent superseded it.
+    async def _keep(self, authorization: Authorization, pair: TokenPair) -> None:
+        """Commit the tokens and what begins with them, unless a newer consent superseded them.
 
         Repeated while PostgreSQL is away: there will not be another answer.
         """
         deadline = asyncio.get_running_loop().time() + _KEEP_SECONDS
         while True:
             try:
-                return await self._store(authorization, pair)
+                await self._store(authorization, pair)
             except Exception as error:
                 if not is_transient(error) or asyncio.get_running_loop().time() > deadline:
                     raise
                 logger.error("a consent is not stored yet", extra={"error": repr(error)})
                 await asyncio.sleep(_KEEP_PAUSE_SECONDS)
+            else:
+                return
 
-    async def _store(self, authorization: Authorization, pair: TokenPair) -> int | None:
+    async def _store(self, authorization: Authorization, pair: TokenPair) -> None:
         task_id, user_id = authorization.task_id, authorization.user_id
         async with self._pool.acquire() as connection, connection.transaction():
-            row = await connection.fetchrow(_LOCK, task_id)
-            if row is None or row["reason"] == "superseded":
-                return None
+            locked = {row["task_id"]: row["reason"] for row in await connection.fetch(_LOCK, task_id, user_id)}
+            if locked.get(task_id, "superseded") == "superseded":
+                return
             token_id = await self._vault.store_new(connection, user_id, pair)
             await begin_sync(connection, token_id, interval=self._interval, full_interval=self._full_interval)
             await connection.execute(_SUCCEED, task_id, token_id)
             await connection.execute(_SUPERSEDE, user_id, task_id)
         logger.info("seller connected", extra={"token_id": token_id})
-        return token_id
-
-    async def _learn_login(self, token_id: int, pair: TokenPair) -> None:
-        """The login is a courtesy to readers: without the scope, or an answer, it stays unknown."""
-        if _PROFILE_SCOPE not in pair.scopes:
-            return
-        try:
-            seller = await self._client.me(token_id, traffic="live")
-        except (AllegroError, TransientError) as error:
-            logger.warning("login not learnt", extra={"token_id": token_id, "error": str(error)})
-            return
-        await self._pool.execute(
-            "UPDATE user_tokens SET seller_login = $2, seller_id = coalesce(seller_id, $3) WHERE id = $1",
-            token_id,
-            seller.login,
-            seller.id,
-        )

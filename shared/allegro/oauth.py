@@ -165,18 +165,21 @@ def _token_pair(body: dict[str, Any]) -> TokenPair:
     access, refresh = body.get("access_token"), body.get("refresh_token")
     if not (isinstance(access, str) and access and isinstance(refresh, str) and refresh):
         raise AllegroUnavailableError("the answer holds no pair of tokens").at(Endpoint.TOKEN.value, 200)
-    claims = _claims(access)
-    claimed = claims.get("scope")
-    scopes = str(body.get("scope") or "").split() or (list(map(str, claimed)) if isinstance(claimed, list) else [])
-    return TokenPair(
-        Secret(access), Secret(refresh), _seconds(body.get("expires_in")), tuple(scopes), seller_of(Secret(access))
-    )
+    token = Secret(access)
+    scopes = tuple(str(body.get("scope") or "").split()) or scopes_of(token)
+    return TokenPair(token, Secret(refresh), _seconds(body.get("expires_in")), scopes, seller_of(token))
 
 
 def seller_of(access_token: Secret) -> str | None:
     """The seller's numeric id: the claim `user_name`, which is not the login (#326, #9955)."""
     seller = _claims(access_token.reveal()).get("user_name")
     return str(seller) if isinstance(seller, str | int) else None
+
+
+def scopes_of(access_token: Secret) -> tuple[str, ...]:
+    """What the seller has consented to, as the token itself tells it."""
+    scopes = _claims(access_token.reveal()).get("scope")
+    return tuple(map(str, scopes)) if isinstance(scopes, list) else ()
 
 
 def _seconds(value: object) -> int:

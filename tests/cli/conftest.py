@@ -73,7 +73,7 @@ def environment(database_url: str, kafka_bootstrap: str, fresh_topics: str, alle
         "ALLEGRO_AUTH_URL": allegro_url,
         "ALLEGRO_CLIENT_ID": "client",
         "ALLEGRO_CLIENT_SECRET": "secret-of-the-client",
-        "ALLEGRO_USER_AGENT": "Tests/1.0",
+        "ALLEGRO_USER_AGENT": "Tests/1.0 (+https://example.com/tests)",
         "ENCRYPTION_KEYS": "k1:" + base64.b64encode(bytes(32)).decode(),
         "API_HTTP_PORT": str(port),
         "ORDERS_BACKUP_API_URL": f"http://127.0.0.1:{port}",

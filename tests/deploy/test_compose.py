@@ -60,7 +60,11 @@ def test_what_a_service_requires_has_a_value(service: str) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_starts_with_the_settings_it_is_given(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"ALLEGRO_CLIENT_ID": "id", "ALLEGRO_CLIENT_SECRET": "secret", "ALLEGRO_USER_AGENT": "Shop/1.0"}
+    given = {
+        "ALLEGRO_CLIENT_ID": "id",
+        "ALLEGRO_CLIENT_SECRET": "secret",
+        "ALLEGRO_USER_AGENT": "Shop/1.0 (+https://example.com)",
+    }
     given |= {"ENCRYPTION_KEYS": "key1:" + "A" * 43 + "=", "POSTGRES_PASSWORD": "0123abcd"}
     for name, value in _CONTAINERS[service]["environment"].items():
         if value is not None:

@@ -22,7 +22,7 @@ def routes() -> list[tuple[str, re.Pattern[str]]]:
             "kafka_bootstrap_servers": "127.0.0.1:1",
             "allegro_client_id": "id",
             "allegro_client_secret": "secret",
-            "allegro_user_agent": "Shop/1.0",
+            "allegro_user_agent": "Shop/1.0 (+https://example.com)",
             "encryption_keys": "key1:" + "A" * 43 + "=",
         }
     )

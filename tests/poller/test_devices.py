@@ -12,7 +12,6 @@ import pytest
 from services.poller.devices import DevicePoller
 from services.poller.leases import Leases
 from services.poller.slots import Slots
-from shared.allegro.client import Seller
 from shared.allegro.errors import (
     AllegroUnavailableError,
     AuthorizationEndedError,
@@ -51,10 +50,6 @@ class Allegro:
             raise self.answer
         return self.answer
 
-    async def me(self, _token_id: int, *, traffic: str) -> Seller:
-        assert traffic == "live"
-        return Seller("4711", "the-shop")
-
 
 class Replica:
     def __init__(self, pool: asyncpg.Pool, allegro: Allegro, owner: str = "one") -> None:
@@ -64,7 +59,6 @@ class Replica:
         vault = TokenVault(pool, KEYRING, allegro, None)  # type: ignore[arg-type]
         self.poller = DevicePoller(
             pool,
-            allegro,  # type: ignore[arg-type]
             allegro,  # type: ignore[arg-type]
             vault,
             KEYRING,
@@ -115,6 +109,13 @@ async def row(pool: asyncpg.Pool, task_id: UUID) -> asyncpg.Record:
     )
 
 
+async def lose_the_lease_of_all(pool: asyncpg.Pool) -> None:
+    """Time has passed: leases have run out, and whoever takes them over may ask."""
+    await pool.execute(
+        "UPDATE device_authorizations SET lease_until = now() - interval '1 second', next_poll_at = now()"
+    )
+
+
 async def test_a_consent_is_committed_with_everything_that_begins_with_it(
     pool: asyncpg.Pool, replica: Replica, allegro: Allegro
 ) -> None:
@@ -127,7 +128,7 @@ async def test_a_consent_is_committed_with_everything_that_begins_with_it(
     token = await pool.fetchrow("SELECT * FROM user_tokens")
     schedule = await pool.fetchrow("SELECT *, next_run <= now() AS is_due FROM active_sync_schedules")
     assert (ended["status"], ended["user_token_id"], ended["device_code"]) == ("SUCCESS", token["id"], None)
-    assert (token["user_id"], token["seller_id"], token["seller_login"]) == ("shop-1", "4711", "the-shop")
+    assert (token["user_id"], token["seller_id"], token["login_after"] is not None) == ("shop-1", "4711", True)
     assert (schedule["interval_seconds"], schedule["is_due"]) == (180, True)
     assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == 0
     assert await pool.fetchval("SELECT kind || ' ' || status FROM task_history") == "initial queued"
@@ -249,7 +250,7 @@ async def test_tokens_that_come_after_the_lease_ran_out_are_kept(
     other.answer = AuthorizationEndedError("code_used", "Start again.")
 
     async def lose_the_lease() -> None:
-        await pool.execute("UPDATE device_authorizations SET lease_until = now() - interval '1 second'")
+        await lose_the_lease_of_all(pool)
         await Replica(pool, other, "another").turn()
 
     allegro.during = lose_the_lease
@@ -263,12 +264,46 @@ async def test_tokens_that_come_after_the_lease_ran_out_are_kept(
     assert await pool.fetchval("SELECT status FROM user_tokens") == "active"
 
 
+async def test_whoever_takes_over_from_a_poller_that_died_asks_no_faster_than_allowed(
+    pool: asyncpg.Pool, replica: Replica, allegro: Allegro
+) -> None:
+    """A lease may be shorter than the interval, above all after `slow_down`."""
+    task_id = await an_authorization(pool)
+    await pool.execute("UPDATE device_authorizations SET interval_seconds = 40")
+    await replica.poller.claim(1)  # it asked and was killed
+    await pool.execute("UPDATE device_authorizations SET lease_until = now() - interval '1 second'")
+
+    await Replica(pool, allegro, "another").turn()
+
+    assert allegro.polls == []
+    assert 39 < (await row(pool, task_id))["due_in"] <= 40
+
+
+async def test_consents_to_several_codes_at_once_leave_one_token_and_nothing_that_waits(
+    pool: asyncpg.Pool, allegro: Allegro, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a seller opened the link twice; none waits for rows that another holds while it waits for this one."""
+    for _ in range(6):
+        await an_authorization(pool)
+    allegro.answer = a_pair()
+    everybody_asked = asyncio.Barrier(6)
+    allegro.during = everybody_asked.wait
+
+    await asyncio.gather(*(Replica(pool, allegro, f"replica-{number}").turn() for number in range(6)))
+
+    ends = await pool.fetch("SELECT status, reason, device_code FROM device_authorizations ORDER BY status DESC")
+    assert [tuple(end) for end in ends] == [("SUCCESS", None, None)] + [("FAILURE", "superseded", None)] * 5
+    assert await pool.fetchval("SELECT count(*) FROM user_tokens") == 1
+    assert "Deadlock" not in caplog.text
+    assert not any(record.message == "a consent is not stored yet" for record in caplog.records)
+
+
 async def test_a_poller_that_dies_with_the_answer_ends_honestly(
     pool: asyncpg.Pool, replica: Replica, allegro: Allegro
 ) -> None:
     task_id = await an_authorization(pool)
     await replica.poller.claim(1)  # it polled, had the tokens, and was killed
-    await pool.execute("UPDATE device_authorizations SET lease_until = now() - interval '1 second'")
+    await lose_the_lease_of_all(pool)
     allegro.answer = AuthorizationEndedError("code_used", "It was used and its answer was lost. Start again.")
 
     await Replica(pool, allegro, "another").turn()

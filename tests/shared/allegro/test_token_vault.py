@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import asyncpg
@@ -411,6 +412,27 @@ class TestConsent:
         token_id = await way.connected(a_pair(access, refresh))
 
         assert (await way.row(token_id))["seller_id"] == SELLER
+
+    async def test_the_scopes_are_read_from_the_access_token_where_nobody_tells_them(
+        self, way: Way, allegro: FakeAllegro
+    ) -> None:
+        told = await way.connected(replace(allegro.pair(), scopes=("one", "two")), user_id="shop-1")
+        read = await way.connected(allegro.pair(), user_id="shop-2")
+
+        assert (await way.row(told))["scopes"] == ["one", "two"]
+        assert (await way.row(read))["scopes"] == ["allegro:api:orders:read"]
+
+    async def test_each_consent_has_the_login_asked_for_and_a_refresh_does_not(
+        self, way: Way, allegro: FakeAllegro
+    ) -> None:
+        token_id = await way.connected(allegro.pair())
+        after_consent = (await way.row(token_id))["login_after"]
+        await way.change(token_id, "login_after = NULL")
+
+        await way.vault.refresh(token_id, force=True)
+
+        assert after_consent is not None
+        assert (await way.row(token_id))["login_after"] is None
 
 
 class TestUnlinking:
