@@ -171,6 +171,9 @@ class OrderFetchFailed(_Record):
     error: str
 
 
+Outcome = Literal["completed", "stopped", "stalled", "failed"]
+
+
 class WindowFinished(_Record):
     """The end of a walk: with everything before it stored, the run is complete."""
 
@@ -180,7 +183,9 @@ class WindowFinished(_Record):
     orders: int = Field(ge=0, description="sequence numbers given out, from the first attempt on")
     orders_expected: int | None = Field(default=None, description="what Allegro said there is")
     requests: int = Field(ge=0)
-    outcome: Literal["completed", "stopped", "failed"] = "completed"
+    outcome: Outcome = Field(
+        default="completed", description="stalled: Allegro says that there is more, and shows none"
+    )
     error: str | None = None
 
 

@@ -299,6 +299,7 @@ task_history = Table(
         name="status",
     ),
     Index("ix_task_history_user_token_id_created_at", "user_token_id", "created_at"),
+    Index("ix_task_history_created_at", "created_at", "task_id"),
     Index(
         "ix_task_history_unfinished",
         "created_at",
@@ -319,7 +320,8 @@ sync_history = Table(
     Column("window_to", _TIMESTAMP),
     Column("last_event_id", BigInteger, comment="journal runs: the last event this run read"),
     Column("started_at", _TIMESTAMP, nullable=False, server_default=func.now()),
-    Column("completed_at", _TIMESTAMP),
+    Column("progress_at", _TIMESTAMP, nullable=False, server_default=func.now(), comment="last time it came on"),
+    Column("completed_at", _TIMESTAMP, comment="null: it goes on, also while it is stalled"),
     Column("orders_expected", BigInteger, comment="what Allegro said there is, where it said so"),
     Column("orders_processed", BigInteger, nullable=False, server_default=text("0")),
     Column("orders_added", BigInteger, nullable=False, server_default=text("0")),
@@ -332,7 +334,7 @@ sync_history = Table(
     Index("ix_sync_history_user_token_id_started_at", "user_token_id", "started_at"),
     Index("ix_sync_history_started_at", "started_at"),
     Index("ix_sync_history_task_id", "task_id"),
-    Index("ix_sync_history_running", "user_token_id", postgresql_where=text("status = 'running'")),
+    Index("ix_sync_history_unfinished", "user_token_id", postgresql_where=text("completed_at IS NULL")),
 )
 
 run_windows = Table(

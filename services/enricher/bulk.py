@@ -9,7 +9,6 @@ from asyncio import Semaphore, sleep
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
 from uuid import UUID
 
 import asyncpg
@@ -25,6 +24,7 @@ from shared.logs import correlated
 from shared.messages import (
     OrderObserved,
     OrderWindow,
+    Outcome,
     Record,
     UnreadableRecordError,
     WindowFinished,
@@ -45,7 +45,7 @@ _BEGIN = """
 UPDATE run_windows w
    SET attempt = w.attempt + 1, progress_at = now()
   FROM sync_history r
- WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.status = 'running'
+ WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.completed_at IS NULL
 RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests
 """
 
@@ -54,7 +54,7 @@ SELECT w.attempt, coalesce(t.stop_requested_at IS NOT NULL, false) AS stop
   FROM run_windows w
   JOIN sync_history r USING (run_id)
   LEFT JOIN task_history t ON t.task_id = r.task_id
- WHERE w.run_id = $1 AND NOT w.finished AND r.status = 'running'
+ WHERE w.run_id = $1 AND NOT w.finished AND r.completed_at IS NULL
 """
 
 
@@ -125,7 +125,7 @@ class BulkHandler:
         except (ReauthorizationRequiredError, AccessDeniedError, RequestRejectedError) as error:
             await self._finish(attempt, "failed", f"{type(error).__name__}: {error}")
         else:
-            await self._finish(attempt, "completed")
+            await self._end(attempt)
 
     async def _begin(self, record: OrderWindow) -> _Attempt | None:
         row = await self._pool.fetchrow(_BEGIN, record.run_id)
@@ -156,6 +156,8 @@ class BulkHandler:
                 )
             )
             await self._publisher.results(results, run_id=attempt.run_id)
+            if walk.looks_again:
+                await self._wait(attempt, _FIRST_PAUSE_SECONDS * 2**walk.looks_again)
         if walk.outside:
             logger.warning(
                 "Allegro listed orders outside of the window asked for; they are stored all the same",
@@ -196,9 +198,15 @@ class BulkHandler:
         if row["stop"]:
             raise _StopRequestedError
 
-    async def _finish(
-        self, attempt: _Attempt, outcome: Literal["completed", "stopped", "failed"], error: str | None = None
-    ) -> None:
+    async def _end(self, attempt: _Attempt) -> None:
+        """A list that breaks off is no complete one: the run says so, and the next complete listing looks again."""
+        withheld = attempt.walk.withheld
+        if withheld:
+            await self._finish(attempt, "stalled", f"Allegro counts {withheld} more orders than it lists")
+        else:
+            await self._finish(attempt, "completed")
+
+    async def _finish(self, attempt: _Attempt, outcome: Outcome, error: str | None = None) -> None:
         end = WindowFinished(
             token_id=attempt.token_id,
             run_id=attempt.run_id,

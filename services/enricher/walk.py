@@ -16,6 +16,7 @@ from shared.allegro.bodies import ListedOrder, OrderPage
 PAGE_SIZE = 100
 # Pages that repeat rows do so nearby: remembering this many ids recognises them with bounded memory.
 _REMEMBERED_IDS = 1000
+_LOOKS_AGAIN = 3
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Walk:
         self.outside = 0
         """Orders that Allegro listed although they were not bought in the window asked for (#1895)."""
         self.expected: int | None = None
+        self.withheld = 0
+        """Orders that the last page counted beyond its own and did not show, where these are more than a page."""
+        self.looks_again = 0
+        """How often in a row such a page was asked for again."""
 
     def next_request(self) -> PageRequest | None:
         """What to ask for next; None at the end."""
@@ -92,11 +97,24 @@ class Walk:
         rows = len(page.orders)
         is_last = rows < PAGE_SIZE and (page.total_count is None or page.total_count <= self._offset + rows)
         if is_last or rows == 0 or (rows < PAGE_SIZE and not met):
-            self._ended = True
+            self._end(page)
             return
+        self.withheld = self.looks_again = 0
         inside = [order.bought_at for order in page.orders if order.bought_at is not None and self._is_inside(order)]
         latest = max(inside, default=self._position)
         if latest > self._position:
             self._position, self._offset = latest, 0
         else:
             self._offset += rows
+
+    def _end(self, page: OrderPage) -> None:
+        """End, unless the page itself says that there is much more: then it is asked for again a few times.
+
+        A count that is a little off is common and means nothing; one that is off by a page is an answer cut short.
+        """
+        beyond = (page.total_count or 0) - self._offset - len(page.orders)
+        self.withheld = beyond if beyond > PAGE_SIZE else 0
+        if self.withheld and self.looks_again < _LOOKS_AGAIN:
+            self.looks_again += 1
+        else:
+            self._ended = True

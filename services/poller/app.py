@@ -20,6 +20,7 @@ from services.poller.redelivery import Redelivery
 from services.poller.refresh import TokenRefresher
 from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
+from services.poller.standstill import Standstill
 from services.poller.tasks import TaskPlanner
 from services.poller.wakeups import listen
 from shared.allegro.connection import connect
@@ -36,6 +37,7 @@ _REFRESHES_AT_A_TIME = 16
 _LOGINS_AT_A_TIME = 4
 _SETTLED_RUNS_SECONDS = 30.0
 _FULL_RUNS_SECONDS = 15.0
+_STANDSTILL_SECONDS = 15.0
 _HOUSEKEEPING_SECONDS = 3600.0
 _TOPICS_SECONDS = 5.0
 
@@ -106,6 +108,7 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             loops.run_every("logins", tick, logins.turn)
             loops.run_every("redelivery", tick, redelivery.turn)
             loops.run_every("settled-runs", _SETTLED_RUNS_SECONDS, redelivery.end_settled_runs)
+            loops.run_every("standstill", _STANDSTILL_SECONDS, Standstill(pool, settings).turn)
             loops.run_every("full-runs", _FULL_RUNS_SECONDS, FullRuns(pool, settings).turn)
             loops.run_every("housekeeping", _HOUSEKEEPING_SECONDS, Housekeeper(pool, settings).turn)
             loops.keep_running("wakeups", partial(listen, url, wakes, partial(health.progressed, "wakeups")))

@@ -13,7 +13,7 @@ _BATCH = 5000
 _STATEMENTS = {
     "sync_history": """
 DELETE FROM sync_history WHERE run_id IN (
-    SELECT run_id FROM sync_history WHERE started_at < now() - $1::interval AND status <> 'running'
+    SELECT run_id FROM sync_history WHERE started_at < now() - $1::interval AND completed_at IS NOT NULL
      LIMIT $2 FOR UPDATE SKIP LOCKED)
 """,
     "task_history": """

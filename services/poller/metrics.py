@@ -1,6 +1,6 @@
 """What the poller tells Prometheus."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 polls = Counter(
     "orders_backup_journal_polls_total",
@@ -25,6 +25,10 @@ schedule_delay_seconds = Histogram(
 )
 redeliveries = Counter(
     "orders_backup_redeliveries_total", "What got stuck and was sent out again: window, fetch.", ["what"]
+)
+stalled_runs = Gauge(
+    "orders_backup_stalled_runs",
+    "Runs that wait for something: look at their reason where it lasts, and Allegro is not away.",
 )
 tasks = Counter("orders_backup_tasks_total", "Tasks begun or refused, by kind.", ["kind", "outcome"])
 device_polls = Counter(

@@ -17,7 +17,7 @@ _STUCK_WINDOWS = """
 WITH stuck AS (
     SELECT w.run_id FROM run_windows w
       JOIN sync_history r USING (run_id) JOIN user_tokens t ON t.id = w.user_token_id
-     WHERE NOT w.finished AND r.status = 'running' AND greatest(w.progress_at, w.published_at) < now() - $1::interval
+     WHERE NOT w.finished AND r.completed_at IS NULL AND greatest(w.progress_at, w.published_at) < now() - $1::interval
        AND t.status IN ('active', 'refresh_failed')
      ORDER BY w.progress_at LIMIT $2 FOR UPDATE OF w SKIP LOCKED
 )
@@ -46,9 +46,9 @@ RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.at
 _END_SETTLED = """
 WITH ended AS (
     UPDATE sync_history r
-       SET status = 'completed', completed_at = now()
+       SET status = 'completed', completed_at = now(), error = NULL
       FROM journal_cursors c
-     WHERE r.status = 'running' AND r.kind IN ('journal', 'orders') AND r.started_at < now() - interval '1 minute'
+     WHERE r.completed_at IS NULL AND r.kind IN ('journal', 'orders') AND r.started_at < now() - interval '1 minute'
        AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))

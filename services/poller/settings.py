@@ -34,3 +34,6 @@ class PollerSettings(DatabaseSettings, KafkaSettings, AllegroSettings, Encryptio
     poller_window_redelivery_seconds: float = Field(
         default=120.0, gt=0, description="a bulk load without progress for this long is sent out again"
     )
+    poller_stalled_seconds: float = Field(
+        default=900.0, gt=0, description="a run without progress for this long is shown as stalled"
+    )

@@ -84,7 +84,7 @@ WITH task AS (
     RETURNING task_id
 )
 UPDATE sync_history r SET status = 'failed', completed_at = now(), error = $3
-  FROM task WHERE r.task_id = task.task_id AND r.status = 'running'
+  FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 """
 
 _CREATE_RUN = """
@@ -96,7 +96,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 _LOCK_LISTINGS = "SELECT pg_advisory_xact_lock(hashtextextended('listing ' || $1::bigint, 0))"
 
 _LISTING_RUNS = """
-SELECT EXISTS (SELECT FROM sync_history WHERE user_token_id = $1 AND status = 'running' AND kind = ANY($2))
+SELECT EXISTS (SELECT FROM sync_history WHERE user_token_id = $1 AND completed_at IS NULL AND kind = ANY($2))
 """
 
 _CREATE_WINDOW = """
@@ -115,15 +115,21 @@ ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
        run_ids = p.run_ids || excluded.run_ids
 """
 
-_RUN_OF_TASK = "SELECT run_id FROM sync_history WHERE task_id = $1 AND status = 'running'"
+_RUN_OF_TASK = "SELECT run_id FROM sync_history WHERE task_id = $1 AND completed_at IS NULL"
 
 _CURSOR = "SELECT stored_event_id, covered_event_id FROM journal_cursors WHERE user_token_id = $1"
 
 # Nobody who lost the lease, or whose task was stopped, goes on.
 _HEARTBEAT = """
-UPDATE task_history SET lease_until = now() + $3::interval
- WHERE task_id = $1 AND fence = $2 AND status = 'running' AND stop_requested_at IS NULL
-RETURNING task_id
+WITH task AS (
+    UPDATE task_history SET lease_until = now() + $3::interval
+     WHERE task_id = $1 AND fence = $2 AND status = 'running' AND stop_requested_at IS NULL
+    RETURNING task_id
+), run AS (
+    UPDATE sync_history r SET progress_at = now()
+      FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
+)
+SELECT task_id FROM task
 """
 
 _END_READING = """
@@ -132,7 +138,7 @@ WITH task AS (
      WHERE task_id = $1 AND fence = $2 AND status = 'running'
     RETURNING task_id
 )
-UPDATE sync_history r SET last_event_id = $3 FROM task WHERE r.task_id = task.task_id AND r.status = 'running'
+UPDATE sync_history r SET last_event_id = $3 FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 """
 
 # Bulk loads are stopped by their walk, which counts exactly; these have none. What is owed to them stays owed.
@@ -142,15 +148,15 @@ WITH asked AS (
     SELECT h.task_id
       FROM task_history h
       JOIN user_tokens t ON t.id = h.user_token_id
-      LEFT JOIN sync_history r ON r.task_id = h.task_id AND r.status = 'running'
+      LEFT JOIN sync_history r ON r.task_id = h.task_id AND r.completed_at IS NULL
       LEFT JOIN run_windows w ON w.run_id = r.run_id
      WHERE h.status IN ('queued', 'running', 'stopping') AND h.stop_requested_at IS NOT NULL
        AND (h.kind IN ('journal', 'orders') OR r.run_id IS NULL
             OR greatest(h.stop_requested_at, w.progress_at) < now() - $1::interval)
        FOR UPDATE OF h SKIP LOCKED
 ), runs AS (
-    UPDATE sync_history r SET status = 'stopped', completed_at = now()
-      FROM asked WHERE r.task_id = asked.task_id AND r.status = 'running'
+    UPDATE sync_history r SET status = 'stopped', completed_at = now(), error = NULL
+      FROM asked WHERE r.task_id = asked.task_id AND r.completed_at IS NULL
     RETURNING r.run_id
 ), windows AS (
     UPDATE run_windows w SET finished = true FROM runs WHERE w.run_id = runs.run_id

@@ -143,14 +143,16 @@ SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id, n.events
  ORDER BY n.run_id
 ON CONFLICT (run_id) DO UPDATE
    SET events_stored = r.events_stored + excluded.events_stored,
-       last_event_id = greatest(r.last_event_id, excluded.last_event_id)
+       last_event_id = greatest(r.last_event_id, excluded.last_event_id),
+       progress_at = now()
 """
 
 COUNT_ORDERS = """
 UPDATE sync_history r
    SET orders_processed = r.orders_processed + n.processed,
        orders_added = r.orders_added + n.added,
-       orders_updated = r.orders_updated + n.updated
+       orders_updated = r.orders_updated + n.updated,
+       progress_at = now()
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (run_id, processed, added, updated)
  WHERE r.run_id = n.run_id
 """
@@ -168,7 +170,7 @@ UPDATE run_windows
 
 NOTE_PROGRESS = """
 UPDATE sync_history
-   SET requests = greatest(requests, $2), orders_expected = coalesce($3, orders_expected)
+   SET requests = greatest(requests, $2), orders_expected = coalesce($3, orders_expected), progress_at = now()
  WHERE run_id = $1
 """
 
@@ -179,7 +181,7 @@ WITH run AS (
     UPDATE sync_history
        SET status = $2, completed_at = now(), error = $3, requests = greatest(requests, $4),
            orders_expected = coalesce($5, orders_expected)
-     WHERE run_id = $1 AND status = 'running'
+     WHERE run_id = $1 AND completed_at IS NULL
     RETURNING task_id
 )
 UPDATE task_history t
@@ -191,9 +193,9 @@ UPDATE task_history t
 FINISH_SETTLED_RUNS = """
 WITH ended AS (
     UPDATE sync_history r
-       SET status = 'completed', completed_at = now()
+       SET status = 'completed', completed_at = now(), error = NULL
       FROM journal_cursors c
-     WHERE r.user_token_id = ANY($1::bigint[]) AND r.status = 'running' AND r.kind IN ('journal', 'orders')
+     WHERE r.user_token_id = ANY($1::bigint[]) AND r.completed_at IS NULL AND r.kind IN ('journal', 'orders')
        AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))

@@ -30,6 +30,7 @@ class Allegro:
         self.bought = [after(number) for number in range(orders)]
         self.pages = 0
         self.before_page: dict[int, Exception] = {}
+        self.empty_from: int | None = None
 
     async def list_orders(
         self, _token_id: int, *, bought_from: datetime, bought_to: datetime, offset: int, traffic: str
@@ -39,6 +40,8 @@ class Allegro:
         if self.pages in self.before_page:
             raise self.before_page[self.pages]
         found = [self._listed(moment) for moment in self.bought if bought_from <= moment <= bought_to]
+        if self.empty_from is not None and self.pages >= self.empty_from:
+            return OrderPage((), len(found), NOON)
         return OrderPage(tuple(found[offset : offset + 100]), len(found), NOON)
 
     def _listed(self, moment: datetime) -> ListedOrder:
@@ -151,6 +154,18 @@ async def test_a_stop_takes_effect_at_the_next_page_and_counts_truly(world: Worl
     run = await world.run()
     assert (run["status"], run["orders_processed"]) == ("stopped", 100)
     assert await world.pool.fetchval("SELECT status FROM task_history") == "stopped"
+
+
+async def test_a_listing_that_breaks_off_while_orders_remain_is_stalled_not_completed(world: World) -> None:
+    world.allegro.empty_from = 2
+
+    await world.walk()
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"], run["orders_expected"]) == ("stalled", 100, 250)
+    assert run["error"] == "Allegro counts 151 more orders than it lists"
+    assert run["completed_at"] is not None
+    assert await world.pool.fetchval("SELECT status FROM task_history") == "stalled"
 
 
 async def test_a_walk_that_is_overtaken_ends_without_a_word(world: World) -> None:

@@ -121,3 +121,31 @@ def test_orders_outside_of_the_window_are_noticed() -> None:
     walk.take(OrderPage(orders=tuple(shop.orders), total_count=2, requested_at=NOON))
 
     assert walk.outside == 1
+
+
+@given(st.lists(st.integers(0, 9_000), min_size=300, max_size=450), st.sets(st.integers(1, 12), max_size=6))
+def test_pages_that_break_off_now_and_then_hide_no_order(seconds: list[int], broken: set[int]) -> None:
+    shop = Shop([after(second) for second in seconds])
+    walk = a_walk()
+    met: list[Met] = []
+    in_a_row = 0
+    while (request := walk.next_request()) is not None:
+        page = shop.page(request)
+        in_a_row = in_a_row + 1 if shop.requests in broken else 0
+        if 0 < in_a_row <= 3:
+            page = OrderPage(orders=(), total_count=page.total_count, requested_at=NOON)
+        met += walk.take(page)
+    # Less than a page more than is shown may be a count that is a little off.
+    shown = {one.order.order_id for one in met}
+    assert len(shop.orders) - len(shown) <= PAGE_SIZE
+    assert walk.withheld == 0
+
+
+def test_a_list_that_breaks_off_for_good_is_asked_again_and_is_not_taken_for_complete() -> None:
+    shop = Shop([after(number) for number in range(500)])
+    walk = a_walk()
+    met = walk.take(shop.page(PageRequest(NOON, END, 0)))
+    while walk.next_request() is not None:
+        met += walk.take(OrderPage(orders=(), total_count=401, requested_at=NOON))
+
+    assert (len(met), walk.pages, walk.withheld) == (100, 5, 401)

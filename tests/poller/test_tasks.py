@@ -112,7 +112,7 @@ async def test_one_listing_of_a_token_runs_at_a_time_whoever_claims(
     await asyncio.gather(*(replica.turn() for replica in replicas))
     await asyncio.gather(*(replica.turn() for replica in replicas))
     running = await pool.fetch("SELECT kind FROM sync_history WHERE status = 'running'")
-    await pool.execute("UPDATE sync_history SET status = 'completed'")
+    await pool.execute("UPDATE sync_history SET status = 'completed', completed_at = now()")
     await pool.execute("UPDATE task_history SET status = 'completed' WHERE status = 'running'")
     await asyncio.gather(*(replica.turn() for replica in replicas))
 

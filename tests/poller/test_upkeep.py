@@ -154,7 +154,9 @@ async def test_what_has_aged_is_removed_and_orders_never(pool: asyncpg.Pool) -> 
     token_id = await a_token(pool)
     await a_run(pool, token_id=token_id)
     await a_task(pool, token_id, "full")
-    await pool.execute("UPDATE sync_history SET started_at = now() - interval '91 days', status = 'completed'")
+    await pool.execute(
+        "UPDATE sync_history SET started_at = now() - interval '91 days', status = 'completed', completed_at = now()"
+    )
     await pool.execute("UPDATE task_history SET created_at = now() - interval '91 days'")
     await pool.execute("UPDATE task_history SET status = 'completed' WHERE status = 'running'")
     await pool.execute(

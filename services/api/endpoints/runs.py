@@ -116,7 +116,7 @@ async def sync_status(user: KnownUser, context: Context) -> SyncStatus:
     async with context.pool.acquire() as connection:
         status = dict(await connection.fetchrow(_STATUS, user.token_id))
         running = await connection.fetch(
-            f"{_COLUMNS} WHERE r.user_token_id = $1 AND r.status = 'running' ORDER BY r.started_at LIMIT 100",
+            f"{_COLUMNS} WHERE r.user_token_id = $1 AND r.completed_at IS NULL ORDER BY r.started_at LIMIT 100",
             user.token_id,
         )
         schedule = await connection.fetchrow(f"{SCHEDULE} WHERE user_token_id = $1", user.token_id)
