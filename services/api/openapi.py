@@ -15,7 +15,7 @@ def export() -> str:
             "kafka_bootstrap_servers": "localhost:9092",
             "allegro_client_id": "none",
             "allegro_client_secret": "none",
-            "allegro_user_agent": "None/1.0",
+            "allegro_user_agent": "None/1.0 (+https://example.org/none)",
             "encryption_keys": "none:" + "A" * 43 + "=",
         }
     )
