@@ -9,7 +9,7 @@ export KAFKA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench-http bench-writer test test-integration lint format lock audit clean
+.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness test test-integration lint format lock audit clean
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -45,6 +45,12 @@ test: $(STAMP) ## run the tests (KAFKA=apache: on Apache Kafka)
 
 test-integration: $(STAMP) ## run only the tests that talk to a real PostgreSQL or broker
 	@$(BIN)/python -m pytest -m "integration or e2e" $(ARGS)
+
+bench-limits: $(STAMP) ## measure how much of Allegro's allowance is used (ARGS=--help)
+	@$(BIN)/python -m benchmarks.limits $(ARGS)
+
+bench-freshness: $(STAMP) ## measure how long new events wait until they are committed (ARGS=--help)
+	@$(BIN)/python -m benchmarks.freshness $(ARGS)
 
 bench-http: $(STAMP) ## measure the HTTP client against others as concurrency grows
 	@$(BIN)/python -m benchmarks.http_transport

@@ -75,9 +75,12 @@ class Control:
         """These faults and no others."""
         (await self._client.put("/faults", json=faults)).raise_for_status()
 
-    async def start_live(self, orders: int, rate: float) -> None:
-        """New orders from now on, with all the events that follow, `rate` orders a second."""
-        await self._post("/live", {"orders": orders, "rate": rate})
+    async def start_live(self, orders: int, rate: float, **details: object) -> None:
+        """New orders from now on, with all the events that follow, `rate` orders a second.
+
+        `details` go to the simulator as they are: events_per_order, sellers, step_seconds, history.
+        """
+        await self._post("/live", {"orders": orders, "rate": rate, **details})
 
     async def live(self) -> Mapping[str, Any]:
         return await self._get("/live")
@@ -85,10 +88,19 @@ class Control:
     async def summary(self) -> Mapping[str, Any]:
         return await self._get("/ledger/summary")
 
+    async def stats(self) -> Mapping[str, Any]:
+        """What was asked and how it was answered, by endpoint and status."""
+        return await self._get("/stats")
+
     async def requests(self) -> Mapping[str, int]:
         """How many requests were answered, by endpoint."""
-        requests: Mapping[str, int] = (await self._get("/stats"))["requests"]
+        requests: Mapping[str, int] = (await self.stats())["requests"]
         return requests
+
+    async def first_served(self) -> Mapping[str, Mapping[int, int]]:
+        """When each new event was first shown, in microseconds since 1970, by seller; needs `--note-served`."""
+        sellers: Mapping[str, Mapping[str, int]] = (await self._get("/served"))["first_served"]
+        return {seller: {int(event): moment for event, moment in events.items()} for seller, events in sellers.items()}
 
     async def ledger(self, kind: str, seller_id: str) -> AsyncIterator[str]:
         """The truth about one seller's `orders` or `events`, one JSON document at a time."""

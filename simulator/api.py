@@ -172,7 +172,11 @@ class Api:
         # Any number will do; what is older than 60 days is passed over in silence.
         start = max(cursor, self._world.oldest_event_us() - 1)
         entries = seller.journal.after(start, types.__contains__ if types else None)
-        bodies = [seller.event_body(event_id, entry) for event_id, entry in islice(entries, limit)]
+        page = list(islice(entries, limit))
+        if self._settings.note_served:
+            new = (event_id for event_id, _ in page if event_id > self._world.epoch_ms * 1000)
+            self._stats.note_served(seller.id, new, self._world.now_us())
+        bodies = [seller.event_body(event_id, entry) for event_id, entry in page]
         return Answer(200, b'{"events":[%b]}' % b",".join(bodies), API_JSON)
 
     def _event_stats(self, seller: Seller) -> Answer:

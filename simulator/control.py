@@ -100,6 +100,7 @@ class Control:
             ("DELETE", "faults"): self._delete_faults,
             ("GET", "stats"): self._get_stats,
             ("POST", "stats/reset"): self._post_stats_reset,
+            ("GET", "served"): self._get_served,
             ("GET", "live"): self._get_live,
             ("POST", "live"): self._post_live,
             ("POST", "live/stop"): self._post_live_stop,
@@ -220,6 +221,10 @@ class Control:
         self._oauth.tokens_issued = 0
         self._faults.struck.clear()
         return _json({})
+
+    def _get_served(self, _request: Request) -> Answer:
+        """When each event was first served, in microseconds since 1970; only with `--note-served`."""
+        return _json({"first_served": self._stats.first_served})
 
     # Orders
 

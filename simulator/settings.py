@@ -40,6 +40,7 @@ class Settings:
     retry_after: Annotated[bool, "send Retry-After with 429; Allegro is not known to"] = False
     rate_headers: Annotated[bool, "send X-RateLimit-Remaining, as Allegro did until about 2020"] = False
     check_headers: Annotated[bool, "refuse a wrong Accept or User-Agent"] = True
+    note_served: Annotated[bool, "remember when each new event was first served: /_sim/served"] = False
     latency_ms: Annotated[float, "before every answer of Allegro's endpoints"] = 0.0
     latency_jitter_ms: Annotated[float, "at most so much more"] = 0.0
 

@@ -1,11 +1,13 @@
-"""How often what was asked and answered."""
+"""How often what was asked and answered, and when an event was first seen by anybody."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 class Stats:
     def __init__(self) -> None:
+        self._first_served: dict[str, dict[int, int]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -28,6 +30,17 @@ class Stats:
 
     def count_client(self, client_id: str) -> None:
         self._by_client[client_id] += 1
+
+    def note_served(self, seller_id: str, event_ids: Iterable[int], now_us: int) -> None:
+        """Remember when events were served, if it is for the first time."""
+        known = self._first_served.setdefault(seller_id, {})
+        for event_id in event_ids:
+            known.setdefault(event_id, now_us)
+
+    @property
+    def first_served(self) -> Mapping[str, Mapping[int, int]]:
+        """Microseconds since 1970 by seller and event."""
+        return self._first_served
 
     def describe(self) -> dict[str, Any]:
         requests: Counter[str] = Counter()

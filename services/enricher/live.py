@@ -3,9 +3,9 @@
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from aiokafka import ConsumerRecord
 
@@ -74,11 +74,14 @@ class LiveHandler:
         requests = {request.order_id: request for request in wanted}
         choice = plan(wanted, now=self._clock.now(), list_lag=self._list_lag)
         missed = await self._hunt(token_id, choice.hunted)
-        singles = [*choice.single, *missed]
-        for start in range(0, len(singles), self._detail_concurrency):
-            chunk = singles[start : start + self._detail_concurrency]
-            looks = [self._single(token_id, requests[order_id], origins[order_id]) for order_id in chunk]
-            await self._publish(await asyncio.gather(*looks))
+        waiting = iter([*choice.single, *missed])
+
+        async def work() -> None:
+            for order_id in waiting:
+                await self._publish([await self._single(token_id, requests[order_id], origins[order_id])])
+
+        # A look is published as soon as it is made, and the next one does not wait for that of another order.
+        await _all(work() for _ in range(min(self._detail_concurrency, len(choice.single) + len(missed))))
 
     async def _hunt(self, token_id: int, quarries: Iterable[Quarry]) -> Sequence[str]:
         """Look on list pages; returns the ids that have to be fetched one by one."""
@@ -119,6 +122,16 @@ class LiveHandler:
         for result in published:
             if isinstance(result, OrderObserved):
                 self._recent.note((result.token_id, result.order_id), result.observed_at)
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all at once; the first error ends the others and is raised itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 def _read(raw: ConsumerRecord) -> OrderEvent | OrderFetch:

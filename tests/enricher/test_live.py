@@ -1,5 +1,6 @@
 """Events become looks: what is published for each outcome, and how many requests it takes (P6, E2)."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -15,6 +16,7 @@ from shared.allegro.errors import (
     ReauthorizationRequiredError,
     RequestRejectedError,
 )
+from shared.kafka import PublishFailedError
 from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record
 from tests.builders import NOON, after, an_event, an_order_body, consumed
 
@@ -36,6 +38,7 @@ class Allegro:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.failing: dict[str, Exception] = {}
+        self.stuck: dict[str, asyncio.Event] = {}
         self.details: list[str] = []
         self.pages = 0
 
@@ -47,6 +50,8 @@ class Allegro:
         self.details.append(order_id)
         if order_id in self.failing:
             raise self.failing[order_id]
+        if order_id in self.stuck:
+            await self.stuck[order_id].wait()
         return FetchedOrder(self.listed(int(order_id.removeprefix("o-"))), self._clock.now())
 
     async def list_orders(
@@ -64,10 +69,22 @@ class Published:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.failing: Exception | None = None
+        self.more = asyncio.Event()
         self.letters: list[tuple[bytes | None, str, int]] = []
 
     async def results(self, records: Iterable[Record]) -> None:
+        if self.failing is not None:
+            raise self.failing
         self.records += records
+        self.more.set()
+
+    async def until(self, count: int) -> None:
+        """Wait until so many records are published."""
+        async with asyncio.timeout(10):
+            while len(self.records) < count:
+                self.more.clear()
+                await self.more.wait()
 
     async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
         self.letters.append((record.value, type(error).__name__, attempts))
@@ -139,6 +156,34 @@ async def test_what_no_page_shows_is_fetched_singly_and_so_is_all_when_the_list_
     looked = await world.handle(*events)
 
     assert sorted(world.allegro.details) == sorted(f"o-{number}" for number in range(10))
+    assert len(looked) == 10
+
+
+async def test_a_slow_look_holds_up_no_other_order_of_the_seller(world: World) -> None:
+    world.allegro.stuck["o-0"] = asyncio.Event()
+    events = [an_event(number, order_id=f"o-{number}") for number in range(40)]
+    handling = asyncio.create_task(world.handle(*events))
+
+    await world.published.until(39)
+    early = {record.order_id for record in world.published.records if isinstance(record, OrderObserved)}
+    world.allegro.stuck["o-0"].set()
+    looked = await handling
+
+    assert early == {f"o-{number}" for number in range(1, 40)}
+    assert len(looked) == 40
+
+
+async def test_looks_that_cannot_be_published_are_made_again_by_whoever_asked(world: World) -> None:
+    world.allegro.stuck["o-0"] = asyncio.Event()
+    world.published.failing = PublishFailedError("Kafka is away")
+    events = [an_event(number, order_id=f"o-{number}") for number in range(10)]
+
+    with pytest.raises(PublishFailedError):
+        await world.handle(*events)
+    world.published.failing = None
+    world.allegro.stuck.clear()
+    looked = await world.handle(*events)
+
     assert len(looked) == 10
 
 

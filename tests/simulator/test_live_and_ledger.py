@@ -161,3 +161,20 @@ def test_waiting_codes_are_listed(start: Start) -> None:
     codes = simulator.look("/device-codes")["device_codes"]
 
     assert [code["user_code"] for code in codes] == [device["user_code"]]
+
+
+def test_when_a_new_event_was_first_served_is_remembered_on_request(start: Start) -> None:
+    simulator = start("--history-orders=20", "--journal-delay=0.05", "--live-step-seconds=0.05", "--note-served")
+    seller = simulator.connect()
+    past = {event["id"] for event in seller.events()}
+    live_to_the_end(simulator, 5)
+    unseen = simulator.look("/served")["first_served"][seller.seller_id]
+    before_us = time.time_ns() // 1000
+    new = {event["id"] for event in seller.events()} - past
+    seen = simulator.look("/served")["first_served"][seller.seller_id]
+
+    seller.events()
+
+    assert (unseen, set(seen)) == ({}, new)
+    assert min(seen.values()) >= before_us
+    assert simulator.look("/served")["first_served"][seller.seller_id] == seen

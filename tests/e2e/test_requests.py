@@ -1,0 +1,118 @@
+"""How many requests the work costs (promise P6): the services as processes, the simulated Allegro counts."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack, give_schedules
+from shared.database import open_pool
+from shared.sync_start import begin_sync
+
+pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+
+_PATIENCE_SECONDS = 90.0
+_LOOK_SECONDS = 0.2
+_ORDERS = 5000
+
+
+@pytest.fixture
+def stack(database_url: str, kafka_bootstrap: str) -> Iterator[BenchStack]:
+    """A simulated Allegro without limits; `--history-days`: all of a seller's past is young enough for the journal."""
+    servers = {"DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap}
+    options = ["--sellers", "2", "--orders", str(_ORDERS), "--history-days", "50", *NO_LIMITS]
+    environment = {"KAFKA_SESSION_TIMEOUT_SECONDS": "6", "KAFKA_TOPIC_PARTITIONS": "3"}
+    with bench_stack(options, environment, choice=servers) as running:
+        yield running
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    opened = await open_pool(database_url, service="test", max_size=4)
+    yield opened
+    opened.terminate()
+
+
+async def until(pool: asyncpg.Pool, question: str, *arguments: object) -> None:
+    """Wait until the answer is true."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while True:
+            if await pool.fetchval(question, *arguments):
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def looks(stack: BenchStack) -> int:
+    """Requests that were spent on orders: everything but the journal and the tokens."""
+    async with stack.control() as control:
+        requests: Mapping[str, int] = await control.requests()
+    return sum(requests.get(endpoint, 0) for endpoint in ("list", "detail", "event_stats"))
+
+
+async def events_after_the_cursors(stack: BenchStack, pool: asyncpg.Pool, sellers: Sequence[Seller]) -> int:
+    count = 0
+    async with stack.control() as control:
+        for seller in sellers:
+            cursor = await pool.fetchval(
+                "SELECT stored_event_id FROM journal_cursors WHERE user_token_id = $1", seller.token_id
+            )
+            async for line in control.ledger("events", seller.seller_id):
+                count += int(json.loads(line)["event_id"]) > cursor
+    return count
+
+
+async def test_an_initial_load_costs_a_request_for_a_hundred_orders(stack: BenchStack, pool: asyncpg.Pool) -> None:
+    (seller,) = await stack.connect_sellers(pool, 1)
+    with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
+        async with pool.acquire() as connection, connection.transaction():
+            await begin_sync(
+                connection, seller.token_id, interval=timedelta(seconds=2), full_interval=timedelta(days=10)
+            )
+        await until(pool, "SELECT status = 'completed' FROM task_history")
+        await until(pool, "SELECT count(*) > 0 FROM order_events")
+        spent = await looks(stack)
+
+    assert await pool.fetchval("SELECT count(*) FROM orders") == _ORDERS
+    assert spent / _ORDERS <= 0.011
+
+
+async def test_a_burst_of_five_events_costs_one_fetch(stack: BenchStack, pool: asyncpg.Pool) -> None:
+    sellers = await stack.connect_sellers(pool, 2)
+    await give_schedules(pool, sellers, interval_seconds=2)
+    async with stack.control() as control:
+        await control.start_live(400, 400, events_per_order=5, step_seconds=0.05, history=0)
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while (await control.live())["active"]:  # noqa: ASYNC110 - another process' work
+                await asyncio.sleep(_LOOK_SECONDS)
+        written = (await control.live())["events_written"]
+
+    with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
+        await until(pool, "SELECT count(*) = $1 FROM order_events", written)
+        await until(pool, "SELECT count(*) = 0 FROM pending_fetches")
+        spent = await looks(stack)
+
+    orders = await pool.fetchval("SELECT count(*) FROM orders")
+    assert (orders, written >= 4 * orders) == (400, True)
+    assert spent / orders <= 1.05
+
+
+async def test_catching_up_costs_a_request_for_many_orders(stack: BenchStack, pool: asyncpg.Pool) -> None:
+    sellers = await stack.connect_sellers(pool, 2)
+    await give_schedules(pool, sellers, interval_seconds=2)
+    await pool.execute(
+        "UPDATE journal_cursors SET stored_event_id = stored_event_id - 20 * 24 * 3600 * 1000000::bigint,"
+        " covered_event_id = 1"
+    )
+    expected = await events_after_the_cursors(stack, pool, sellers)
+
+    with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
+        await until(pool, "SELECT count(*) >= $1 FROM order_events", expected)
+        await until(pool, "SELECT count(*) = 0 FROM pending_fetches")
+        spent = await looks(stack)
+
+    orders = await pool.fetchval("SELECT count(*) FROM orders")
+    assert orders >= _ORDERS / 3
+    assert spent / orders <= 0.05
