@@ -390,6 +390,14 @@ dead_letters = Table(
     Index("ix_dead_letters_status_id", "status", "id"),
 )
 
+allegro_outages = Table(
+    "allegro_outages",
+    metadata,
+    Column("client_id", Text, primary_key=True),
+    Column("since", _TIMESTAMP, nullable=False, comment="most calls of a service fail since"),
+    Column("seen_at", _TIMESTAMP, nullable=False, comment="the service said so; an old row says nothing"),
+)
+
 client_budgets = Table(
     "client_budgets",
     metadata,

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from services.api.probes import Probes
 from services.api.problems import UnavailableError, UnknownUserError
 from services.api.settings import ApiSettings
 from shared.allegro.connection import Allegro, connect
+from shared.allegro.outage import outage_since
 from shared.database import close_pool, wait_for_pool
 from shared.encryption import Keyring
 from shared.errors import ConfigurationError
@@ -77,7 +79,7 @@ class Connections:
         """
         async with AsyncExitStack() as stack:
             self._probes = await stack.enter_async_context(
-                Probes(self._settings, self._ask_database, transport=self._transport)
+                Probes(self._settings, self._ask_database, self._ask_outage, transport=self._transport)
             )
             opening = asyncio.create_task(self._open(stack), name="open connections")
             await asyncio.wait({opening}, timeout=_PATIENCE_SECONDS)
@@ -114,6 +116,9 @@ class Connections:
 
     async def _ask_database(self) -> None:
         await self.get().pool.fetchval("SELECT 1")
+
+    async def _ask_outage(self) -> datetime | None:
+        return await outage_since(self.get().pool, self._settings.allegro_client_id)
 
 
 def _watch(give_up: Callable[[], None], opening: asyncio.Task[None]) -> None:

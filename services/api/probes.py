@@ -4,16 +4,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
 import httpx
 
+from services.api.problems import UnavailableError
 from services.api.settings import ApiSettings
+from shared.allegro.errors import AllegroUnavailableError
 from shared.allegro.http import open_http
+from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.kafka import partitions_of
 
 _ANSWER_SECONDS = 3.0
+_NOBODY_CAN_TELL: tuple[type[Exception], ...] = (*TRANSIENT_DATABASE_ERRORS, UnavailableError)
 # Allegro is not to be asked more often than this because somebody watches us closely.
 _FRESH_SECONDS = {"database": 0.0, "kafka": 1.0, "allegro": 15.0}
 
@@ -34,10 +39,12 @@ class Probes:
         self,
         settings: ApiSettings,
         ask_database: Callable[[], Awaitable[object]],
+        ask_outage: Callable[[], Awaitable[datetime | None]],
         *,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings
+        self._ask_outage = ask_outage
         self._http = open_http(settings, transport=transport)
         self._ask: dict[str, Callable[[], Awaitable[object]]] = {
             "database": ask_database,
@@ -60,6 +67,14 @@ class Probes:
         found = await asyncio.gather(*(self._measure(name) for name in self._ask))
         return dict(zip(self._ask, found, strict=True))
 
+    async def paused_since(self) -> datetime | None:
+        """Since when a service pauses its calls to Allegro; None if none does, or nobody can tell."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await self._ask_outage()
+        except _NOBODY_CAN_TELL:
+            return None
+
     async def _measure(self, name: str) -> Measurement:
         asked_at = time.monotonic()
         async with self._locks[name]:
@@ -72,8 +87,10 @@ class Probes:
         await partitions_of(self._settings)
 
     async def _ask_allegro(self) -> None:
-        # Any answer will do: without a token the API refuses, which shows that it is there.
-        await self._http.get(self._settings.api_url + "/order/event-stats")
+        # Without a token the API refuses, which shows that it is there.
+        answer = await self._http.get(self._settings.api_url + "/order/event-stats")
+        if answer.is_server_error:
+            raise AllegroUnavailableError(str(answer.status_code))
 
 
 async def _look(ask: Callable[[], Awaitable[object]]) -> Measurement:

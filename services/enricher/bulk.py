@@ -18,7 +18,12 @@ from services.enricher.publish import Publisher
 from services.enricher.walk import Met, PageRequest, Walk
 from shared.allegro.bodies import OrderPage
 from shared.allegro.client import AllegroClient
-from shared.allegro.errors import AccessDeniedError, ReauthorizationRequiredError, RequestRejectedError
+from shared.allegro.errors import (
+    AccessDeniedError,
+    AllegroOutageError,
+    ReauthorizationRequiredError,
+    RequestRejectedError,
+)
 from shared.errors import TransientError
 from shared.logs import correlated
 from shared.messages import (
@@ -169,9 +174,8 @@ class BulkHandler:
         delay = _FIRST_PAUSE_SECONDS
         while True:
             await self._check(attempt)
-            attempt.requests += 1
             try:
-                return await self._allegro.list_orders(
+                page = await self._allegro.list_orders(
                     attempt.token_id,
                     bought_from=request.bought_from,
                     bought_to=request.bought_to,
@@ -179,10 +183,15 @@ class BulkHandler:
                     traffic="bulk",
                 )
             except TransientError as error:
+                if not isinstance(error, AllegroOutageError):
+                    attempt.requests += 1
                 wait = error.retry_after.total_seconds() if error.retry_after else delay
                 logger.warning("bulk load waits", extra={"run_id": str(attempt.run_id), "error": str(error)})
                 await self._wait(attempt, wait)
                 delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
+            else:
+                attempt.requests += 1
+                return page
 
     async def _wait(self, attempt: _Attempt, seconds: float) -> None:
         while seconds > 0:

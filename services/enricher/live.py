@@ -16,7 +16,12 @@ from services.enricher.recent import RecentLooks
 from services.enricher.retry import RETRY_WITHOUT_ACCESS, retry_delay
 from shared.allegro.bodies import ListedOrder
 from shared.allegro.client import AllegroClient
-from shared.allegro.errors import AccessDeniedError, OrderNotFoundError, ReauthorizationRequiredError
+from shared.allegro.errors import (
+    AccessDeniedError,
+    AllegroOutageError,
+    OrderNotFoundError,
+    ReauthorizationRequiredError,
+)
 from shared.clock import Clock
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated
@@ -103,6 +108,8 @@ class LiveHandler:
         started_at = self._clock.now()
         try:
             fetched = await self._allegro.order(token_id, wanted.order_id, traffic="live")
+        except AllegroOutageError:
+            raise  # nobody was asked: not an attempt. The records wait, and with them whatever comes behind.
         except OrderNotFoundError as error:
             return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=started_at, reason=str(error))
         except (ReauthorizationRequiredError, AccessDeniedError) as error:

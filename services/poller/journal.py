@@ -21,7 +21,7 @@ from services.poller.publish import Publisher
 from services.poller.reading import Page, PageReader
 from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
-from shared.allegro.errors import AccessDeniedError, ReauthorizationRequiredError
+from shared.allegro.errors import AccessDeniedError, AllegroOutageError, ReauthorizationRequiredError
 from shared.clock import Clock, from_event_id
 from shared.errors import PermanentError, TransientError
 from shared.kafka import PublishFailedError
@@ -167,11 +167,11 @@ class JournalPoller:
         self._max_pages = settings.poller_max_pages
         self._overlap = timedelta(seconds=settings.poller_overlap_seconds)
         self._redelivery = timedelta(seconds=settings.poller_redelivery_seconds)
-        self._kafka_away_until: datetime | None = None
+        self._away_until: datetime | None = None
 
     async def turn(self) -> bool:
         """Begin the looks that are due; says whether there may be more."""
-        if self._kafka_away_until is not None and self._clock.now() < self._kafka_away_until:
+        if self._away_until is not None and self._clock.now() < self._away_until:
             return False
         return await self._slots.fill(self.claim, self.look)
 
@@ -191,7 +191,9 @@ class JournalPoller:
                     start = self._start(look)
                     outcome = await self._read_and_publish(look, start)
             except PublishFailedError as error:
-                await self._postpone(look, error)
+                await self._postpone(look, error, _KAFKA_PAUSE)
+            except AllegroOutageError as error:
+                await self._postpone(look, error, error.retry_after or _POSTPONED)
             except ReauthorizationRequiredError as error:
                 await self._fail(look, error, look.interval, pause=True)
             except AccessDeniedError as error:
@@ -268,9 +270,9 @@ class JournalPoller:
         if not is_ours:
             _say_overtaken(look)
 
-    async def _postpone(self, look: Look, error: PublishFailedError) -> None:
-        """Kafka is away: no fault of this token, and no reason to ask Allegro for more that cannot be passed on."""
-        self._kafka_away_until = self._clock.now() + _KAFKA_PAUSE
+    async def _postpone(self, look: Look, error: PublishFailedError | AllegroOutageError, pause: timedelta) -> None:
+        """Kafka is away, or Allegro for everybody: no fault of this token, and no reason to look for another."""
+        self._away_until = self._clock.now() + pause
         metrics.polls.labels("postponed").inc()
         logger.warning("look postponed", extra={"token_id": look.token_id, "error": str(error)})
         await self._end_failed(look, error, _POSTPONED * (0.5 + _jitter()), failures=look.failures)

@@ -4,7 +4,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 polls = Counter(
     "orders_backup_journal_polls_total",
-    "Looks into a seller's journal by outcome: events, empty, failed (Allegro), postponed (Kafka is away).",
+    "Looks into a seller's journal by outcome: events, empty, failed (Allegro), postponed (Kafka is away, or Allegro is"
+    " for all).",
     ["outcome"],
 )
 published_events = Counter(

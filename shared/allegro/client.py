@@ -22,12 +22,13 @@ from shared.allegro.errors import (
     UnauthorizedError,
     from_answer,
 )
-from shared.allegro.http import exchange
+from shared.allegro.http import Answer, exchange
+from shared.allegro.outage import Outage
 from shared.clock import Clock
 from shared.messages import utc
 from shared.request_limits import Endpoint, RequestLimits, Traffic
 from shared.settings import AllegroSettings
-from shared.token_vault import TokenVault
+from shared.token_vault import Bearer, TokenVault
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class AllegroClient:
         settings: AllegroSettings,
         vault: TokenVault,
         limits: RequestLimits,
+        outage: Outage,
         clock: Clock,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -83,6 +85,7 @@ class AllegroClient:
         self._timeout_seconds = settings.allegro_timeout_seconds
         self._vault = vault
         self._limits = limits
+        self._outage = outage
         self._clock = clock
         self._sleep = sleep
 
@@ -171,10 +174,29 @@ class AllegroClient:
     async def _request(
         self, token_id: int, endpoint: Endpoint, path: str, params: dict[str, str], traffic: Traffic
     ) -> _Answer:
+        self._outage.check()
         # The wait comes first: a token is decrypted only when its call can go out.
         await self._limits.acquire(endpoint, token_id=token_id, traffic=traffic)
         bearer = await self._vault.access_token(token_id)
         requested_at = self._clock.now()
+        try:
+            with self._outage.call():
+                answer = await self._call(endpoint, path, params, bearer)
+        except UnauthorizedError as error:
+            error.generation = bearer.generation
+            raise
+        except RateLimitedError as error:
+            logger.warning("Allegro limits us", extra=_told(token_id, error))
+            await self._limits.block(error.retry_after)
+            raise
+        logger.debug(
+            "called Allegro",
+            extra={"token_id": token_id, "endpoint": endpoint.value, "trace_id": answer.trace_id},
+        )
+        return _Answer(answer.body, requested_at, self._clock.now(), _date(answer.headers))
+
+    async def _call(self, endpoint: Endpoint, path: str, params: dict[str, str], bearer: Bearer) -> Answer:
+        """One request; raises what any answer but 200 stands for."""
         answer = await exchange(
             self._http,
             endpoint,
@@ -186,25 +208,15 @@ class AllegroClient:
         )
         if answer.remaining is not None:
             self._limits.learn_remaining(answer.remaining)
-        if answer.status == httpx.codes.OK:
-            logger.debug(
-                "called Allegro",
-                extra={"token_id": token_id, "endpoint": endpoint.value, "trace_id": answer.trace_id},
+        if answer.status != httpx.codes.OK:
+            raise from_answer(
+                endpoint.value,
+                answer.status,
+                answer.body,
+                trace_id=answer.trace_id,
+                retry_after=answer.retry_after,
             )
-            return _Answer(answer.body, requested_at, self._clock.now(), _date(answer.headers))
-        error = from_answer(
-            endpoint.value,
-            answer.status,
-            answer.body,
-            trace_id=answer.trace_id,
-            retry_after=answer.retry_after,
-        )
-        if isinstance(error, UnauthorizedError):
-            error.generation = bearer.generation
-        elif isinstance(error, RateLimitedError):
-            logger.warning("Allegro limits us", extra=_told(token_id, error))
-            await self._limits.block(error.retry_after)
-        raise error
+        return answer
 
 
 def backoff_seconds(attempt: int, *, jitter: float) -> float:

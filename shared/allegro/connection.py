@@ -10,6 +10,7 @@ import httpx
 from shared.allegro.client import AllegroClient
 from shared.allegro.http import open_http
 from shared.allegro.oauth import AllegroOAuth
+from shared.allegro.outage import REPORT_SECONDS, Outage
 from shared.clock import DatabaseClock
 from shared.database import database_now
 from shared.encryption import Keyring
@@ -54,11 +55,13 @@ async def connect(
     http = await stack.enter_async_context(open_http(settings, transport=transport))
     limits = RequestLimits(pool, settings)
     stack.push_async_callback(limits.close)
+    outage = Outage(pool, settings.allegro_client_id)
     oauth = AllegroOAuth(http, settings, limits)
     vault = TokenVault(pool, keyring, oauth, limits)
     stack.push_async_callback(vault.close)
     loops.run_every("clock", _CLOCK_SECONDS, synchronise)
+    loops.run_every("outage", REPORT_SECONDS, outage.report)
     loops.run_every("blocks", _BLOCK_WATCH_SECONDS, limits.notice_block, wake=limits.noticed)
     # Runs first when the stack ends: nobody calls any more when the way is closed.
     stack.push_async_callback(loops.stop)
-    return Allegro(AllegroClient(http, settings, vault, limits, clock), oauth, vault, limits, clock)
+    return Allegro(AllegroClient(http, settings, vault, limits, outage, clock), oauth, vault, limits, clock)

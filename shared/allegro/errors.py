@@ -3,6 +3,7 @@
     AllegroError
     ├── AllegroUnavailableError (TransientError)   5xx, cut connections, unreadable bodies, bot protection
     │   └── AllegroTimeoutError                    no answer in time: worth another try at once
+    ├── AllegroOutageError      (TransientError)   not called at all: most calls fail at present
     ├── RateLimitedError        (TransientError)   429
     ├── InvalidClientError      (TransientError)   our app is not accepted: nothing of a seller's is wrong
     ├── AccessDeniedError       (PermanentError)   403: a scope is missing, or the API key is blocked (#11939, #10913)
@@ -54,6 +55,10 @@ class AllegroUnavailableError(AllegroError, TransientError):
 
 class AllegroTimeoutError(AllegroUnavailableError):
     """No complete answer within ALLEGRO_TIMEOUT_SECONDS; the call may have had its effect."""
+
+
+class AllegroOutageError(AllegroError, TransientError):
+    """The call was not made: most calls fail at present (shared.allegro.outage). Ask again after `retry_after`."""
 
 
 class RateLimitedError(AllegroError, TransientError):

@@ -1,5 +1,6 @@
 """Health is told while a component is away: that is when it is asked for."""
 
+import asyncpg
 import httpx
 import pytest
 from pydantic import SecretStr
@@ -30,6 +31,28 @@ async def test_it_is_told_before_postgresql_has_ever_answered(settings: ApiSetti
     found = await _health(settings, allegro)
 
     assert found == (503, {"database": "unavailable", "kafka": "ok", "allegro": "ok"})
+
+
+async def test_it_is_told_while_the_services_pause_their_calls(
+    settings: ApiSettings, allegro: Allegro, pool: asyncpg.Pool
+) -> None:
+    """Allegro answers this one question, but most calls of a service fail."""
+    await pool.execute(
+        "INSERT INTO allegro_outages VALUES ($1, now() - interval '1 hour', now())", settings.allegro_client_id
+    )
+
+    found = await _health(settings, allegro)
+
+    assert found == (503, {"database": "ok", "kafka": "ok", "allegro": "unavailable"})
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_5xx_is_no_sign_of_health(settings: ApiSettings, allegro: Allegro, status: int) -> None:
+    allegro.respond = lambda _request: httpx.Response(status)
+
+    found = await _health(settings, allegro)
+
+    assert found == (503, {"database": "ok", "kafka": "ok", "allegro": "unavailable"})
 
 
 async def test_it_is_told_while_allegro_does_not_answer(settings: ApiSettings, allegro: Allegro) -> None:

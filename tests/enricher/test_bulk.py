@@ -1,7 +1,7 @@
 """Walks against real rows: fenced, resumable, stoppable, truthful (B3, B7, P11)."""
 
 from collections.abc import AsyncIterator, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -12,7 +12,7 @@ from services.enricher.bulk import BulkHandler
 from services.writer.batch import collect
 from services.writer.store import Store
 from shared.allegro.bodies import ListedOrder, OrderPage, listed_order
-from shared.allegro.errors import AllegroUnavailableError, ReauthorizationRequiredError
+from shared.allegro.errors import AllegroOutageError, AllegroUnavailableError, ReauthorizationRequiredError
 from shared.database import open_pool
 from shared.messages import OrderObserved, OrderWindow, Record, WindowFinished
 from tests.builders import A_RUN, NOON, a_run, a_token, after, an_order_body, consumed
@@ -144,6 +144,14 @@ async def test_a_walk_waits_out_an_outage(world: World) -> None:
     await world.walk()
 
     assert ((await world.run())["status"], (await world.run())["requests"]) == ("completed", 5)
+
+
+async def test_calls_that_were_not_made_are_not_counted(world: World) -> None:
+    world.allegro.before_page = {2: AllegroOutageError("most calls fail", retry_after=timedelta(seconds=5))}
+
+    await world.walk()
+
+    assert ((await world.run())["status"], (await world.run())["requests"]) == ("completed", 3)
 
 
 async def test_a_stop_takes_effect_at_the_next_page_and_counts_truly(world: World) -> None:

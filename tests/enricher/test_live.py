@@ -11,6 +11,7 @@ from services.enricher.live import LiveHandler
 from services.enricher.recent import RecentLooks
 from shared.allegro.bodies import FetchedOrder, ListedOrder, OrderPage, listed_order
 from shared.allegro.errors import (
+    AllegroOutageError,
     AllegroUnavailableError,
     OrderNotFoundError,
     ReauthorizationRequiredError,
@@ -237,3 +238,19 @@ async def test_an_unreadable_record_is_set_aside_and_the_others_are_worked_off(w
 
     assert len(looked) == 1
     assert [letter[1:] for letter in world.published.letters] == [("UnreadableRecordError", 1)] * 2
+
+
+async def test_in_an_outage_nothing_is_an_attempt(world: World) -> None:
+    """The lane keeps the records and hands them over again: no failure is published, no attempt counted."""
+    world.allegro.failing["o-2"] = AllegroOutageError("most calls fail")
+    events = [an_event(number, order_id=f"o-{number}") for number in (1, 2, 3)]
+
+    with pytest.raises(AllegroOutageError):
+        await world.handle(*events)
+    del world.allegro.failing["o-2"]
+    await world.handle(*events)
+
+    seen = [record.order_id for record in world.published.records if isinstance(record, OrderObserved)]
+    assert sorted(seen) == ["o-1", "o-2", "o-3"]
+    assert len(world.published.records) == 3
+    assert world.published.letters == []

@@ -1,5 +1,6 @@
 """How the service is (requirement C4)."""
 
+from datetime import datetime
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -8,6 +9,7 @@ from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.context import Looks
+from services.api.probes import Measurement
 from shared.health import Health, Report
 
 router = APIRouter(tags=["health"])
@@ -19,10 +21,16 @@ class Component(BaseModel):
     error: str | None = Field(description="the kind of failure")
 
 
+class AllegroComponent(Component):
+    paused_since: datetime | None = Field(
+        description="a service pauses its calls since, because most of them failed; nothing is lost meanwhile"
+    )
+
+
 class Components(BaseModel):
     database: Component
     kafka: Component
-    allegro: Component
+    allegro: AllegroComponent
 
 
 class HealthReport(BaseModel):
@@ -33,7 +41,12 @@ class HealthReport(BaseModel):
                 "components": {
                     "database": {"status": "ok", "latency_ms": 0.61, "error": None},
                     "kafka": {"status": "ok", "latency_ms": 4.02, "error": None},
-                    "allegro": {"status": "unavailable", "latency_ms": 3000.4, "error": "TimeoutError"},
+                    "allegro": {
+                        "status": "unavailable",
+                        "latency_ms": 3000.4,
+                        "error": "TimeoutError",
+                        "paused_since": "2026-10-10T22:15:31Z",
+                    },
                 },
             }
         }
@@ -52,15 +65,22 @@ class Probe(BaseModel):
 @router.get("/health", responses={503: {"model": HealthReport, "description": "A component does not answer"}})
 async def health(probes: Looks, response: Response) -> HealthReport:
     """Whether PostgreSQL, Kafka and Allegro answer, each with its latency; also while one of them is away."""
-    components = {
-        name: Component(
-            status="ok" if found.error is None else "unavailable", latency_ms=found.latency_ms, error=found.error
-        )
-        for name, found in (await probes.measure()).items()
-    }
-    good = all(component.status == "ok" for component in components.values())
+    found = await probes.measure()
+    paused_since = await probes.paused_since()
+    allegro = _component(found["allegro"], is_well=paused_since is None)
+    components = Components(
+        database=_component(found["database"]),
+        kafka=_component(found["kafka"]),
+        allegro=AllegroComponent(**allegro.model_dump(), paused_since=paused_since),
+    )
+    good = all(one.status == "ok" for one in (components.database, components.kafka, components.allegro))
     response.status_code = 200 if good else 503
-    return HealthReport(status="ok" if good else "unavailable", components=Components(**components))
+    return HealthReport(status="ok" if good else "unavailable", components=components)
+
+
+def _component(found: Measurement, *, is_well: bool = True) -> Component:
+    status: Literal["ok", "unavailable"] = "ok" if found.error is None and is_well else "unavailable"
+    return Component(status=status, latency_ms=found.latency_ms, error=found.error)
 
 
 @router.get("/livez", responses={503: {"model": Probe, "description": "A loop stands still: restart the process"}})

@@ -8,6 +8,7 @@ import httpx
 
 from shared.allegro.client import AllegroClient
 from shared.allegro.oauth import AllegroOAuth, TokenPair
+from shared.allegro.outage import Outage
 from shared.clock import DatabaseClock
 from shared.database import database_now
 from shared.encryption import Keyring, Secret
@@ -46,7 +47,9 @@ class Way:
         self.limits = RequestLimits(pool, allegro)
         self.oauth = AllegroOAuth(http, allegro, self.limits)
         self.vault = TokenVault(pool, self.keyring, self.oauth, self.limits)
-        self.client = AllegroClient(http, allegro, self.vault, self.limits, self.clock)
+        self.client = AllegroClient(
+            http, allegro, self.vault, self.limits, Outage(pool, allegro.allegro_client_id), self.clock
+        )
 
     async def synchronise(self) -> "Way":
         async def read_time() -> Any:

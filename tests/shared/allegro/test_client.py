@@ -4,8 +4,10 @@ import asyncio
 import gzip
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -26,6 +28,7 @@ from tests.builders import AN_ORDER, NOON, after, an_order_body
 from tests.shared.allegro.builders import settings
 
 Answer = httpx.Response | Exception
+NO_OUTAGE: Any = Mock(call=nullcontext)
 
 
 class Clock:
@@ -90,7 +93,7 @@ class Edge:
         self._answers = list(answers)
         chosen = settings("https://api.example")
         http = open_http(chosen, transport=httpx.MockTransport(self._answer))
-        self.client = AllegroClient(http, chosen, self.vault, self.limits, Clock(), sleep=self._pause)  # type: ignore[arg-type]
+        self.client = AllegroClient(http, chosen, self.vault, self.limits, NO_OUTAGE, Clock(), sleep=self._pause)  # type: ignore[arg-type]
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -331,7 +334,7 @@ class TestHttp:
         port = server.sockets[0].getsockname()[1]
         chosen = settings(f"http://127.0.0.1:{port}", allegro_timeout_seconds=0.3)
         async with open_http(chosen) as http:
-            client = AllegroClient(http, chosen, Vault(), Limits(), Clock())  # type: ignore[arg-type]
+            client = AllegroClient(http, chosen, Vault(), Limits(), NO_OUTAGE, Clock())  # type: ignore[arg-type]
             with pytest.raises(AllegroUnavailableError, match=r"no answer within 0\.3 s"):
                 await client.me(7)
         server.close()
@@ -361,7 +364,7 @@ class TestHttp:
             return
 
         async with open_http(chosen) as http:
-            client = AllegroClient(http, chosen, Vault(), Limits(), Clock(), sleep=no_pause)  # type: ignore[arg-type]
+            client = AllegroClient(http, chosen, Vault(), Limits(), NO_OUTAGE, Clock(), sleep=no_pause)  # type: ignore[arg-type]
             with pytest.raises(AllegroUnavailableError):
                 await client.me(7)
         server.close()
@@ -381,7 +384,7 @@ class TestHttp:
         port = server.sockets[0].getsockname()[1]
         chosen = settings(f"http://127.0.0.1:{port}")
         async with open_http(chosen) as http:
-            client = AllegroClient(http, chosen, Vault(), Limits(), Clock())  # type: ignore[arg-type]
+            client = AllegroClient(http, chosen, Vault(), Limits(), NO_OUTAGE, Clock())  # type: ignore[arg-type]
             seller = await client.me(7)
         server.close()
 

@@ -1,0 +1,94 @@
+"""An outage of Allegro's API: while most calls fail nobody calls, but for a probe now and then (requirement E2).
+
+Every process judges by its own calls: one whose network fails must not stop the others. What it finds it tells in
+`allegro_outages`, for `GET /health`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+import asyncpg
+
+from shared.allegro import metrics
+from shared.allegro.errors import AllegroError, AllegroOutageError, AllegroUnavailableError
+from shared.circuit import Circuit
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 5.0
+_FRESH = timedelta(seconds=REPORT_SECONDS * 4)
+
+# language=sql
+_TELL = """
+INSERT INTO allegro_outages (client_id, since, seen_at)
+VALUES ($1, now() - $2::float8 * interval '1 second', now())
+ON CONFLICT (client_id) DO UPDATE SET seen_at = now(), since = least(allegro_outages.since, excluded.since)
+"""
+
+_FORGET = "DELETE FROM allegro_outages WHERE client_id = $1"
+
+_READ = "SELECT since FROM allegro_outages WHERE client_id = $1 AND seen_at > now() - $2::interval"
+
+
+class Outage:
+    """Lets calls through, or refuses them at once with AllegroOutageError, which says when to ask again."""
+
+    def __init__(self, pool: asyncpg.Pool, client_id: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._pool = pool
+        self._client_id = client_id
+        self._monotonic = monotonic
+        self._circuit = Circuit()
+        self._is_told = False
+
+    def check(self) -> None:
+        """Raises AllegroOutageError if a call would not be let through: no need to wait for a permission then."""
+        pause = self._circuit.pause_left(self._monotonic())
+        if pause > 0:
+            raise self._refusal(pause)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call: its failure counts if Allegro did not answer or not as promised, whatever else it answered."""
+        ticket = self._circuit.admit(self._monotonic())
+        if ticket is None:
+            raise self._refusal(self._circuit.pause_left(self._monotonic()))
+        try:
+            yield
+        except AllegroUnavailableError:
+            self._circuit.record(ticket, self._monotonic(), failed=True)
+            raise
+        except AllegroError:
+            self._circuit.record(ticket, self._monotonic(), failed=False)
+            raise
+        else:
+            self._circuit.record(ticket, self._monotonic(), failed=False)
+        finally:
+            self._circuit.release(ticket)
+
+    async def report(self) -> None:
+        """Tell PostgreSQL and Prometheus how it stands; raises the driver's errors."""
+        since = self._circuit.opened_at
+        metrics.outage.set(since is not None)
+        if since is not None:
+            seconds = self._monotonic() - since
+            if not self._is_told:
+                logger.error("most calls to Allegro fail: pausing", extra={"since_seconds": round(seconds)})
+            await self._pool.execute(_TELL, self._client_id, seconds)
+            self._is_told = True
+        elif self._is_told:
+            logger.warning("Allegro answers again")
+            await self._pool.execute(_FORGET, self._client_id)
+            self._is_told = False
+
+    @staticmethod
+    def _refusal(pause: float) -> AllegroOutageError:
+        return AllegroOutageError("most calls to Allegro fail: pausing", retry_after=timedelta(seconds=pause))
+
+
+async def outage_since(pool: asyncpg.Pool, client_id: str) -> datetime | None:
+    """Since when a service pauses its calls, None if none does."""
+    since: datetime | None = await pool.fetchval(_READ, client_id, _FRESH)
+    return since
