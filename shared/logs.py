@@ -71,9 +71,9 @@ def _arrange(_logger: Any, _method: str, event: structlog.typing.EventDict) -> M
     return scrubbed
 
 
-def configure(settings: LogSettings, *, service: str) -> None:
-    """Send every record of this process to stdout, and to a rotating file where one is asked for."""
-    formatter = structlog.stdlib.ProcessorFormatter(
+def formatter() -> logging.Formatter:
+    """Makes one line of JSON of a record, whoever's it is, without secrets."""
+    return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
@@ -87,6 +87,10 @@ def configure(settings: LogSettings, *, service: str) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
     )
+
+
+def configure(settings: LogSettings, *, service: str) -> None:
+    """Send every record of this process to stdout, and to a rotating file where one is asked for."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if settings.log_dir is not None:
         settings.log_dir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ def configure(settings: LogSettings, *, service: str) -> None:
     root.handlers = handlers
     root.setLevel(settings.log_level)
     for handler in handlers:
-        handler.setFormatter(formatter)
+        handler.setFormatter(formatter())
     # FastStream and uvicorn attach handlers of their own at import: theirs go, ours stay.
     for name in (
         "faststream",

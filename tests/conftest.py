@@ -15,10 +15,12 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import psutil
 import pytest
+from prometheus_client import generate_latest
 
 from devstack.brokers import Broker, Database, choose_broker, choose_database
 from devstack.errors import DevstackError
 from devstack.kafka_client import finish
+from tests.canary import Watch
 
 # The choice of servers is read once, here; after that no test sees the variables of whoever runs it.
 _CHOICE = {name: os.environ.get(name, "") for name in ("KAFKA", "KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")}
@@ -38,6 +40,35 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         return init_settings, env_settings
 
     monkeypatch.setattr(Group, "settings_customise_sources", without_dotenv)
+
+
+@pytest.fixture(scope="session")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    """Looks for secrets all the time (`tests.canary`); at the end also in metrics and in the files of the tests."""
+    watch = Watch()
+    watch.listen()
+
+    yield watch
+
+    watch.look("metrics", generate_latest())
+    watch.look_at_log_files(tmp_path_factory.getbasetemp())
+    _fail_on_leaks(watch)
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_comes_out(watch: Watch) -> Iterator[None]:
+    """Set up before every other fixture of a test, so that what those look at when they end is in it."""
+    watch.listen()
+
+    yield
+
+    _fail_on_leaks(watch)
+
+
+def _fail_on_leaks(watch: Watch) -> None:
+    leaks = watch.take()
+    if leaks:
+        pytest.fail("secrets have come out:\n" + "\n".join(map(str, leaks)), pytrace=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,12 +94,13 @@ def _no_process_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server_folder(_no_process_is_left: None) -> Iterator[Path]:
+def server_folder(_no_process_is_left: None, watch: Watch) -> Iterator[Path]:
     """Where the session's servers keep data and logs."""
     folder = Path(tempfile.mkdtemp(prefix="orders-backup-tests-"))
 
     yield folder
 
+    watch.look_at_log_files(folder)
     shutil.rmtree(folder)
 
 
@@ -113,12 +145,15 @@ def topic_prefix() -> str:
 
 
 @pytest.fixture
-def fresh_topics(topic_prefix: str, kafka_bootstrap: str) -> str:
+def fresh_topics(topic_prefix: str, kafka_bootstrap: str, watch: Watch) -> Iterator[str]:
     """The product's topics, just created with three partitions, under the prefix that is returned."""
     from shared.topics import Topics, create_topics
 
     finish(create_topics([kafka_bootstrap], Topics(topic_prefix), partitions=3, replication_factor=1))
-    return topic_prefix
+
+    yield topic_prefix
+
+    watch.look_at_topics(kafka_bootstrap, topic_prefix)
 
 
 def _with_database(url: str, database: str) -> str:
@@ -133,7 +168,7 @@ async def _execute(url: str, statement: str) -> None:
         await connection.close()
 
 
-def _new_database(server: Database, template: str) -> Iterator[str]:
+def _new_database(server: Database, template: str, watch: Watch) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     # FILE_COPY is the quicker strategy without fsync, WAL_LOG with it.
     strategy = " STRATEGY file_copy" if server.name == "embedded" else ""
@@ -141,6 +176,7 @@ def _new_database(server: Database, template: str) -> Iterator[str]:
 
     yield _with_database(server.url(), name)
 
+    watch.look_at_database(_with_database(server.url(), name))
     finish(_execute(server.url(), f"DROP DATABASE {name} WITH (FORCE)"))
 
 
@@ -159,15 +195,15 @@ def _template_database(postgres_server: Database) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres_server: Database, _template_database: str) -> Iterator[str]:
+def database_url(postgres_server: Database, _template_database: str, watch: Watch) -> Iterator[str]:
     """A database of this test alone, at the newest revision."""
-    yield from _new_database(postgres_server, _template_database)
+    yield from _new_database(postgres_server, _template_database, watch)
 
 
 @pytest.fixture
-def empty_database_url(postgres_server: Database) -> Iterator[str]:
+def empty_database_url(postgres_server: Database, watch: Watch) -> Iterator[str]:
     """A database of this test alone, without a single table."""
-    yield from _new_database(postgres_server, "template0")
+    yield from _new_database(postgres_server, "template0", watch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

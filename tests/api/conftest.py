@@ -10,6 +10,7 @@ import pytest
 from services.api.app import build_app
 from services.api.settings import ApiSettings
 from shared.database import open_pool
+from tests.canary import Watch, a_secret
 
 Respond = Callable[[httpx.Request], httpx.Response]
 
@@ -22,7 +23,7 @@ class Allegro:
         self.respond: Respond = lambda _request: httpx.Response(
             200,
             json={
-                "device_code": "d" * 32,
+                "device_code": a_secret("device-code"),
                 "user_code": "abcd1234",
                 "verification_uri": "https://allegro.pl/skojarz-aplikacje",
                 "verification_uri_complete": "https://allegro.pl/skojarz-aplikacje?code=abcd1234",
@@ -48,19 +49,24 @@ def settings(database_url: str, kafka_bootstrap: str, fresh_topics: str) -> ApiS
         kafka_bootstrap_servers=kafka_bootstrap,
         kafka_topic_prefix=fresh_topics,
         allegro_client_id="client",
-        allegro_client_secret="secret-of-the-client",
+        allegro_client_secret=a_secret("client"),
         allegro_user_agent="Tests/1.0 (+https://example.com/tests)",
         encryption_keys="k1:" + base64.b64encode(bytes(32)).decode(),
     )
 
 
 @pytest.fixture
-async def api(settings: ApiSettings, allegro: Allegro) -> AsyncIterator[httpx.AsyncClient]:
+async def api(settings: ApiSettings, allegro: Allegro, watch: Watch) -> AsyncIterator[httpx.AsyncClient]:
     app = build_app(settings, transport=httpx.MockTransport(allegro))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", follow_redirects=True) as client,
+        httpx.AsyncClient(
+            transport=transport,
+            base_url="http://127.0.0.1",
+            follow_redirects=True,
+            event_hooks={"response": [watch.look_at_answer]},
+        ) as client,
     ):
         yield client
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.builders import a_token
+from tests.canary import a_secret
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +46,7 @@ async def test_the_next_page_of_any_users_list_is_found(api: httpx.AsyncClient, 
 @pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
 @pytest.mark.parametrize("path", ["/api/v1/tokens/auth/initialize", "/api/v1/tokens/"])
 async def test_a_name_that_no_address_can_hold_is_refused(api: httpx.AsyncClient, path: str, name: str) -> None:
-    pair = {"access_token": "a", "refresh_token": "b", "expires_in": 60}
+    pair = {"access_token": a_secret("a"), "refresh_token": a_secret("b"), "expires_in": 60}
 
     answer = await api.post(path, json={"user_id": name, **(pair if path.endswith("tokens/") else {})})
 

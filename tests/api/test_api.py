@@ -21,6 +21,7 @@ from tests.builders import (
     an_order_body,
     consumed,
 )
+from tests.canary import a_secret
 
 pytestmark = pytest.mark.integration
 
@@ -66,7 +67,12 @@ class TestTokens:
     async def test_a_registered_pair_is_never_shown_and_starts_the_load(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:
-        body = {"user_id": "shop-1", "access_token": "the-access", "refresh_token": "the-refresh", "expires_in": 43199}
+        body = {
+            "user_id": "shop-1",
+            "access_token": a_secret("access"),
+            "refresh_token": a_secret("refresh"),
+            "expires_in": 43199,
+        }
 
         created = await api.post("/api/v1/tokens/", json=body)
         listed = await api.get("/api/v1/tokens/")

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from services.api.endpoints.tasks import covers
 from tests.api.conftest import Allegro
 from tests.builders import a_token
+from tests.canary import a_secret
 
 pytestmark = pytest.mark.integration
 
-PAIR = {"access_token": "access-1", "refresh_token": "refresh-1", "expires_in": 43199}
+PAIR = {"access_token": a_secret("access-1"), "refresh_token": a_secret("refresh-1"), "expires_in": 43199}
 MOMENTS = st.none() | st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat)
 FRAMES = st.fixed_dictionaries({"from": MOMENTS, "to": MOMENTS})
 
@@ -174,7 +175,7 @@ class TestTokens:
         before = await pool.fetchval("SELECT refresh_token FROM user_tokens")
         await api.delete(f"/api/v1/tokens/{token_id}")
 
-        replaced = await api.put(f"/api/v1/tokens/{token_id}", json=PAIR | {"refresh_token": "refresh-2"})
+        replaced = await api.put(f"/api/v1/tokens/{token_id}", json=PAIR | {"refresh_token": a_secret("refresh-2")})
 
         assert (replaced.status_code, replaced.json()["status"]) == (200, "active")
         assert "refresh-2" not in replaced.text
@@ -216,7 +217,12 @@ class TestTokens:
         self, api: httpx.AsyncClient, allegro: Allegro, pool: asyncpg.Pool
     ) -> None:
         token_id = await a_connected_seller(api)
-        fresh = {"access_token": "access-2", "refresh_token": "refresh-2", "expires_in": 43199, "scope": "a b"}
+        fresh = {
+            "access_token": a_secret("access-2"),
+            "refresh_token": a_secret("refresh-2"),
+            "expires_in": 43199,
+            "scope": "a b",
+        }
         allegro.respond = lambda _request: httpx.Response(200, json=fresh)
 
         answer = await api.post(f"/api/v1/tokens/{token_id}/refresh")

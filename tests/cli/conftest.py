@@ -18,6 +18,7 @@ from cli.app import main
 from devstack.ports import free_port, release
 from devstack.processes import Child
 from shared.database import open_pool
+from tests.canary import Watch, a_secret
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +29,7 @@ class _Allegro(BaseHTTPRequestHandler):
     def do_POST(self) -> None:  # the standard library's name
         body = json.dumps(
             {
-                "device_code": "device-code-that-nobody-may-see",
+                "device_code": a_secret("device-code"),
                 "user_code": "abcd1234",
                 "verification_uri": "https://allegro.pl/skojarz-aplikacje",
                 "verification_uri_complete": "https://allegro.pl/skojarz-aplikacje?code=abcd1234",
@@ -72,7 +73,7 @@ def environment(database_url: str, kafka_bootstrap: str, fresh_topics: str, alle
         "ALLEGRO_API_URL": allegro_url,
         "ALLEGRO_AUTH_URL": allegro_url,
         "ALLEGRO_CLIENT_ID": "client",
-        "ALLEGRO_CLIENT_SECRET": "secret-of-the-client",
+        "ALLEGRO_CLIENT_SECRET": a_secret("client"),
         "ALLEGRO_USER_AGENT": "Tests/1.0 (+https://example.com/tests)",
         "ENCRYPTION_KEYS": "k1:" + base64.b64encode(bytes(32)).decode(),
         "API_HTTP_PORT": str(port),
@@ -114,7 +115,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def orders_backup(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], watch: Watch
 ) -> Run:
     """Runs the command line: exit code, standard output, standard error."""
 
@@ -127,6 +128,7 @@ def orders_backup(
         with ThreadPoolExecutor(1) as executor:
             code = executor.submit(_exit_code).result()
         printed = capsys.readouterr()
+        watch.look(f"output of {arguments}", printed.out + printed.err)
         return Result(code, printed.out, printed.err)
 
     return run

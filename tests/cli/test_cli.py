@@ -14,6 +14,7 @@ from services.writer.batch import collect
 from services.writer.store import Store
 from shared.messages import RawJson
 from tests.builders import AN_ORDER, a_token, an_event, an_observation, consumed
+from tests.canary import a_secret
 from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.integration
@@ -94,7 +95,7 @@ class TestCommands:
         assert "\N{UPPER HALF BLOCK}" in invited.err
         log = await asyncio.to_thread(api.read_text)
         for text in (invited.out, invited.err, log):
-            assert "device-code-that-nobody-may-see" not in text
+            assert a_secret("device-code") not in text
         assert await pool.fetchval("SELECT count(*) FROM device_authorizations") == 1
 
     @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from shared.kafka import RecordProducer
 from shared.settings import KafkaSettings
 from shared.topics import Topics
 from tests.builders import a_token, an_observation
+from tests.canary import a_secret
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +45,7 @@ def environment(database_url: str, kafka_bootstrap: str, fresh_topics: str) -> d
         "kafka_topic_prefix": fresh_topics,
         "kafka_session_timeout_seconds": 6,
         "allegro_client_id": "client",
-        "allegro_client_secret": "secret",
+        "allegro_client_secret": a_secret("client"),
         "allegro_user_agent": "Tests/1.0 (+https://example.com/tests)",
         "encryption_keys": "k1:" + base64.b64encode(bytes(32)).decode(),
     }

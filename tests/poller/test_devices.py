@@ -23,6 +23,7 @@ from shared.allegro.errors import (
 from shared.allegro.oauth import TokenPair
 from shared.encryption import Keyring, Secret
 from shared.token_vault import TokenVault, device_code_binding
+from tests.canary import a_secret
 from tests.poller.conftest import SETTINGS
 
 pytestmark = pytest.mark.integration
@@ -31,7 +32,7 @@ KEYRING = Keyring({"k1": bytes(32)})
 
 
 def a_pair(*, seller_id: str = "4711", scopes: tuple[str, ...] = ("allegro:api:orders:read",)) -> TokenPair:
-    return TokenPair(Secret("access"), Secret("refresh"), 43_199, scopes, seller_id)
+    return TokenPair(Secret(a_secret("access")), Secret(a_secret("refresh")), 43_199, scopes, seller_id)
 
 
 class Allegro:
@@ -85,7 +86,7 @@ def replica(pool: asyncpg.Pool, allegro: Allegro) -> Replica:
 async def an_authorization(pool: asyncpg.Pool, *, user_id: str = "shop-1", expires_in: int = 3600) -> UUID:
     """A pending authorisation that is due."""
     task_id = uuid4()
-    code = Secret(f"code-{task_id}")
+    code = Secret(a_secret(f"code-{task_id}"))
     sealed = KEYRING.seal(code, belongs_to=device_code_binding(task_id))
     await pool.execute(
         "INSERT INTO device_authorizations (task_id, user_id, device_code, device_code_digest, key_id, user_code,"

@@ -12,6 +12,8 @@ import asyncpg
 import httpx
 import pytest
 
+from tests.canary import a_secret
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +31,7 @@ def environment(**variables: str) -> dict[str, str]:
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
         "ALLEGRO_CLIENT_ID": "client",
-        "ALLEGRO_CLIENT_SECRET": "secret",
+        "ALLEGRO_CLIENT_SECRET": a_secret("client"),
         "ALLEGRO_USER_AGENT": "Tests/1.0 (+https://example.com/tests)",
         "ALLEGRO_API_URL": "http://127.0.0.1:1",
         "ALLEGRO_AUTH_URL": "http://127.0.0.1:1",

@@ -13,6 +13,7 @@ from shared.errors import ConfigurationError
 from shared.key_rotation import RotationProgress, check_keys, rotate
 from shared.token_vault import access_binding, device_code_binding, refresh_binding
 from tests.builders import NOON
+from tests.canary import a_secret
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +36,7 @@ async def store(pool: asyncpg.Pool, keyring: Keyring, count: int = 1) -> None:
             "INSERT INTO user_tokens (user_id) VALUES ($1) RETURNING id", f"{keyring.primary_key_id}-{number}"
         )
         await replace_pair(pool, keyring, token_id, f"pair-{token_id}")
-    code = keyring.seal(Secret("code"), belongs_to=device_code_binding(CODE))
+    code = keyring.seal(Secret(a_secret("code")), belongs_to=device_code_binding(CODE))
     await pool.execute(
         "INSERT INTO device_authorizations (task_id, user_id, device_code, device_code_digest, key_id, user_code,"
         " verification_uri, verification_uri_complete, interval_seconds, expires_at, next_poll_at)"
@@ -48,8 +49,8 @@ async def store(pool: asyncpg.Pool, keyring: Keyring, count: int = 1) -> None:
 
 
 async def replace_pair(pool: asyncpg.Pool, keyring: Keyring, token_id: int, secret: str) -> None:
-    access = keyring.seal(Secret(secret), belongs_to=access_binding(token_id))
-    refresh = keyring.seal(Secret(secret), belongs_to=refresh_binding(token_id))
+    access = keyring.seal(Secret(a_secret(secret)), belongs_to=access_binding(token_id))
+    refresh = keyring.seal(Secret(a_secret(secret)), belongs_to=refresh_binding(token_id))
     await pool.execute(
         "UPDATE user_tokens SET access_token = $2, refresh_token = $3, key_id = $4 WHERE id = $1",
         token_id,
@@ -133,7 +134,7 @@ class TestRotate:
         progress = [step async for step in rotation]
 
         assert progress[-1].left == 0
-        assert (await secrets(pool, keyring))[4:6] == ["refreshed", "refreshed"]
+        assert (await secrets(pool, keyring))[4:6] == [a_secret("refreshed")] * 2
 
     async def test_a_second_rotation_has_nothing_to_do(self, pool: asyncpg.Pool) -> None:
         await store(pool, Keyring.parse(NEW), 2)

@@ -15,6 +15,7 @@ from shared.encryption import Keyring, Secret
 from shared.request_limits import RequestLimits
 from shared.settings import AllegroSettings
 from shared.token_vault import TokenVault
+from tests.canary import a_secret
 
 KEYS = f"k1:{base64.b64encode(b'1' * 32).decode()}"
 TWO_KEYS = f"k2:{base64.b64encode(b'2' * 32).decode()},{KEYS}"
@@ -27,7 +28,7 @@ def settings(url: str = "http://127.0.0.1:1", **others: Any) -> AllegroSettings:
             "allegro_api_url": url,
             "allegro_auth_url": url,
             "allegro_client_id": "our-app",
-            "allegro_client_secret": "our-secret",
+            "allegro_client_secret": a_secret("client"),
             "allegro_user_agent": "OurApp/1.0 (+https://example.org/app)",
             **others,
         }
@@ -89,4 +90,4 @@ class Way:
 
 
 def a_pair(access: str = "access-1", refresh: str = "refresh-1", *, seller_id: str | None = None) -> TokenPair:
-    return TokenPair(Secret(access), Secret(refresh), 43199, (), seller_id)
+    return TokenPair(Secret(a_secret(access)), Secret(a_secret(refresh)), 43199, (), seller_id)

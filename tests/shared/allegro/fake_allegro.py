@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 
 from shared.allegro.oauth import TokenPair
 from shared.encryption import Secret
+from tests.canary import a_secret
 
 SELLER = "111578773"
 
@@ -31,7 +32,7 @@ def a_jwt(name: str, number: int) -> str:
     return ".".join(
         base64.urlsafe_b64encode(part.encode()).decode().rstrip("=")
         for part in ('{"alg":"RS256"}', claims, "signature")
-    )
+    ) + a_secret(name)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from shared.allegro.http import open_http
 from shared.allegro.oauth import AllegroOAuth, DeviceCode, TokenPair, seller_of
 from shared.encryption import Secret
 from shared.request_limits import Endpoint
+from tests.canary import a_secret
 from tests.shared.allegro.builders import settings
 from tests.shared.allegro.fake_allegro import SELLER, a_jwt
 from tests.shared.allegro.test_client import Limits
@@ -87,7 +88,10 @@ class TestStart:
             5,
         )
         assert str(sent.url) == "https://auth.example/auth/oauth/device"
-        assert base64.b64decode(sent.headers["Authorization"].removeprefix("Basic ")) == b"our-app:our-secret"
+        assert (
+            base64.b64decode(sent.headers["Authorization"].removeprefix("Basic "))
+            == f"our-app:{a_secret('client')}".encode()
+        )
         assert sent.headers["Content-Type"] == "application/x-www-form-urlencoded"
         assert edge.form == {"client_id": ["our-app"]}
         assert edge.limits.acquired == [(Endpoint.DEVICE, None, "live")]

@@ -13,6 +13,7 @@ from shared.allegro.errors import AllegroError
 from shared.allegro.http import open_http
 from shared.allegro.oauth import AllegroOAuth
 from shared.encryption import Secret
+from tests.canary import a_secret
 from tests.shared.allegro.builders import Way, settings
 from tests.shared.allegro.fake_allegro import FakeAllegro
 
@@ -72,8 +73,8 @@ async def test_refreshes_and_calls_together_stay_within_the_allowance(ways: list
     "ask",
     [
         pytest.param(lambda oauth: oauth.start_device_flow(), id="start"),
-        pytest.param(lambda oauth: oauth.poll_device_code(Secret("code")), id="poll"),
-        pytest.param(lambda oauth: oauth.refresh(Secret("refresh")), id="refresh"),
+        pytest.param(lambda oauth: oauth.poll_device_code(Secret(a_secret("code"))), id="poll"),
+        pytest.param(lambda oauth: oauth.refresh(Secret(a_secret("refresh"))), id="refresh"),
     ],
 )
 async def test_whatever_the_authorisation_server_is_asked_is_taken_from_the_shared_account(

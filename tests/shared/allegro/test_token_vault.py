@@ -20,6 +20,7 @@ from shared.allegro.http import open_http
 from shared.database import open_pool
 from shared.encryption import Secret
 from shared.token_vault import DifferentSellerError, TokenUnreadableError, refresh_backoff
+from tests.canary import a_secret
 from tests.shared.allegro.builders import TWO_KEYS, Way, a_pair, settings
 from tests.shared.allegro.fake_allegro import SELLER, FakeAllegro, Gate
 
@@ -44,7 +45,7 @@ class TestAccessToken:
 
         second = await way.vault.access_token(token_id)
 
-        assert (first.secret, second.secret) == (Secret("first"), Secret("second"))
+        assert (first.secret, second.secret) == (Secret(a_secret("first")), Secret(a_secret("second")))
         assert second.generation == first.generation + 1
         assert allegro.token_requests == 0
 
@@ -397,7 +398,7 @@ class TestConsent:
         await asyncio.gather(refresh, consent)
 
         bearer = await way.vault.access_token(token_id)
-        assert bearer.secret == Secret("of the consent")
+        assert bearer.secret == Secret(a_secret("of the consent"))
 
     async def test_another_sellers_consent_is_refused(self, way: Way) -> None:
         token_id = await way.connected(a_pair(seller_id=SELLER))
@@ -405,7 +406,7 @@ class TestConsent:
         with pytest.raises(DifferentSellerError, match=SELLER):
             await way.connected(a_pair("other", seller_id="222"))
 
-        assert (await way.vault.access_token(token_id)).secret == Secret("access-1")
+        assert (await way.vault.access_token(token_id)).secret == Secret(a_secret("access-1"))
 
     async def test_the_seller_is_read_from_the_access_token(self, way: Way, allegro: FakeAllegro) -> None:
         access, refresh = allegro.issue()
