@@ -21,9 +21,10 @@ import uvloop
 from pydantic import SecretStr
 
 from benchmarks.report import Measure, report
+from benchmarks.seller import access_token
 from devstack.allegro import SimulatedAllegro
 from devstack.ports import free_port
-from shared.allegro.http import open_http
+from shared.allegro.http import ACCEPT, open_http
 from shared.settings import AllegroSettings
 
 _WORKERS = (5, 50)
@@ -37,7 +38,8 @@ Get = Callable[[str], Awaitable[None]]
 
 @asynccontextmanager
 async def _plain_httpx(settings: AllegroSettings, authorization: str) -> AsyncIterator[Get]:
-    async with open_http(settings, transport=httpx.AsyncHTTPTransport()) as client:
+    headers = {"User-Agent": settings.allegro_user_agent, "Accept": ACCEPT}
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
 
         async def get(url: str) -> None:
             answer = await client.get(url, headers={"Authorization": authorization})
@@ -51,7 +53,7 @@ async def _ours(settings: AllegroSettings, authorization: str) -> AsyncIterator[
     async with open_http(settings) as client:
 
         async def get(url: str) -> None:
-            answer = await client.get(url, headers={"Authorization": authorization})
+            answer = await client.request("GET", url, headers={"Authorization": authorization})
             answer.raise_for_status()
 
         yield get
@@ -61,7 +63,7 @@ async def _ours(settings: AllegroSettings, authorization: str) -> AsyncIterator[
 async def _bare_aiohttp(settings: AllegroSettings, authorization: str) -> AsyncIterator[Get]:
     headers = {
         "Authorization": authorization,
-        "Accept": "application/vnd.allegro.public.v1+json",
+        "Accept": ACCEPT,
         "User-Agent": settings.allegro_user_agent,
     }
     async with aiohttp.ClientSession(headers=headers) as client:
@@ -90,25 +92,18 @@ async def _round(get: Get, urls: list[str], workers: int) -> float:
     return _REQUESTS / (time.perf_counter() - started)
 
 
-async def _connect(settings: AllegroSettings) -> tuple[str, list[str]]:
-    """A seller's access token by the device flow, and the addresses of some of his orders."""
-    basic = httpx.BasicAuth(settings.allegro_client_id, settings.allegro_client_secret.get_secret_value())
-    async with open_http(settings) as http:
-        url = settings.auth_url
-        code = (await http.post(f"{url}/auth/oauth/device", auth=basic, data={"client_id": "devstack"})).json()
-        await http.post(f"{url}/_sim/consent", json={"user_code": code["user_code"]})
-        await asyncio.sleep(code["interval"])
-        grant = "urn:ietf:params:oauth:grant-type:device_code"
-        form = {"grant_type": grant, "device_code": code["device_code"]}
-        pair = (await http.post(f"{url}/auth/oauth/token", auth=basic, data=form)).json()
-        authorization = f"Bearer {pair['access_token']}"
-        listed = await http.get(f"{url}/order/checkout-forms", headers={"Authorization": authorization})
-        orders = [order["id"] for order in listed.json()["checkoutForms"]]
-    return authorization, [f"{url}/order/checkout-forms/{order_id}" for order_id in orders]
+async def _connect(allegro: SimulatedAllegro) -> tuple[str, list[str]]:
+    """A seller's authorization, and the addresses of some of his orders."""
+    async with httpx.AsyncClient(base_url=allegro.url, trust_env=False) as http:
+        authorization = f"Bearer {await access_token(http, allegro.environment())}"
+        headers = {"User-Agent": allegro.environment()["ALLEGRO_USER_AGENT"], "Accept": ACCEPT}
+        listed = await http.get("/order/checkout-forms", headers=headers | {"Authorization": authorization})
+        orders = [order["id"] for order in listed.raise_for_status().json()["checkoutForms"]]
+    return authorization, [f"{allegro.url}/order/checkout-forms/{order_id}" for order_id in orders]
 
 
-async def _measure(settings: AllegroSettings) -> dict[tuple[str, int], float]:
-    authorization, urls = await _connect(settings)
+async def _measure(settings: AllegroSettings, allegro: SimulatedAllegro) -> dict[tuple[str, int], float]:
+    authorization, urls = await _connect(allegro)
     rates: dict[tuple[str, int], list[float]] = {(name, workers): [] for name in _TRANSPORTS for workers in _WORKERS}
     for _number in range(_ROUNDS):
         for name, workers in rates:
@@ -134,7 +129,7 @@ def main() -> None:
                 allegro_client_secret=SecretStr(allegro.environment()["ALLEGRO_CLIENT_SECRET"]),
                 allegro_user_agent=f"Benchmark/{secrets.randbelow(9)}.0 (+https://example.org/benchmark)",
             )
-            rates = uvloop.run(_measure(settings))
+            rates = uvloop.run(_measure(settings, allegro))
         finally:
             allegro.stop()
     for (name, workers), rate in rates.items():

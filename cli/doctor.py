@@ -103,7 +103,7 @@ async def _topics(settings: _Settings) -> Finding:
 
 async def _allegro(settings: _Settings) -> Finding:
     async with open_http(settings) as http:
-        answer = await http.get(f"{settings.api_url}/order/event-stats")
+        answer = await http.request("GET", f"{settings.api_url}/order/event-stats")
     return Finding("Allegro", f"{settings.api_url} answers ({answer.status_code} without a token)")
 
 

@@ -41,6 +41,7 @@ from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.encryption import DecryptionError, Keyring, Secret
 from shared.errors import PermanentError, TransientError
 from shared.request_limits import RequestLimits
+from shared.token_lookups import READ_TOKENS, TokenLookups
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +68,6 @@ _PAUSED_BECAUSE = "reauthorization required: "
 
 # An access token is refreshed before its use when 2 % of its life, at most 10 s, are left.
 # language=sql
-_READ = """
-SELECT access_token, generation, status, status_reason,
-       expires_at - least(interval '10 seconds', (expires_at - refreshed_at) / 50) <= clock_timestamp() AS expired,
-       coalesce(refresh_after, expires_at) <= clock_timestamp() AS due
-  FROM user_tokens WHERE id = $1
-"""
-
 _ANNOUNCE = """
 UPDATE user_tokens SET refresh_after = clock_timestamp()
  WHERE id = $1 AND generation = $2 AND status IN ('active', 'refresh_failed') AND refresh_after > clock_timestamp()
@@ -200,6 +194,7 @@ class TokenVault:
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._pool = pool
+        self._lookups = TokenLookups(pool)
         self._keyring = keyring
         self._oauth = oauth
         self._limits = limits
@@ -214,11 +209,11 @@ class TokenVault:
         Raises ReauthorizationRequiredError if the seller has to consent again, TransientError if a needed refresh
         did not succeed this time.
         """
-        row = await self._pool.fetchrow(_READ, token_id)
+        row = await self._lookups.row(token_id)
         _check_usable(token_id, row)
         if row["expired"]:
             await self.refresh(token_id, seen_generation=row["generation"])
-            row = await self._pool.fetchrow(_READ, token_id)
+            row = await self._lookups.row(token_id)
             _check_usable(token_id, row)
         return Bearer(self._open(row["access_token"], access_binding(token_id)), row["generation"])
 
@@ -232,7 +227,7 @@ class TokenVault:
         holds the only pair that works.
         """
         if seen_generation is None:
-            row = await self._pool.fetchrow(_READ, token_id)
+            row = await self._lookups.row(token_id)
             _check_usable(token_id, row, force=force)
             if not (force or row["due"] or row["expired"]):
                 generation: int = row["generation"]
@@ -365,7 +360,7 @@ class TokenVault:
                         metrics.refreshes.labels("success").inc()
                         return stored
                     # Committed after all, or somebody else was quicker within the grace.
-                    row = await connection.fetchrow(_READ, exchange.token_id)
+                    row = await connection.fetchrow(READ_TOKENS, [exchange.token_id])
             except TRANSIENT_DATABASE_ERRORS as error:
                 if asyncio.get_running_loop().time() > deadline:
                     logger.critical("a new pair could not be stored", extra={"token_id": exchange.token_id})

@@ -22,7 +22,7 @@ from shared.allegro.errors import (
     UnauthorizedError,
     from_answer,
 )
-from shared.allegro.http import Answer, exchange
+from shared.allegro.http import AllegroHttp, Answer, exchange
 from shared.allegro.outage import Outage
 from shared.clock import Clock
 from shared.messages import utc
@@ -71,7 +71,7 @@ class AllegroClient:
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
+        http: AllegroHttp,
         settings: AllegroSettings,
         vault: TokenVault,
         limits: RequestLimits,

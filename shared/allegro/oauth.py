@@ -19,7 +19,7 @@ from shared.allegro.errors import (
     SlowDownError,
     from_oauth_answer,
 )
-from shared.allegro.http import Answer, exchange
+from shared.allegro.http import AllegroHttp, Answer, exchange
 from shared.encryption import Secret
 from shared.request_limits import Endpoint, RequestLimits
 from shared.settings import AllegroSettings
@@ -69,12 +69,12 @@ class TokenPair:
 class AllegroOAuth:
     """Calls of the authorisation server; each waits for the limits itself."""
 
-    def __init__(self, http: httpx.AsyncClient, settings: AllegroSettings, limits: RequestLimits) -> None:
+    def __init__(self, http: AllegroHttp, settings: AllegroSettings, limits: RequestLimits) -> None:
         self._http = http
         self._url = settings.auth_url
         self._timeout_seconds = min(settings.allegro_timeout_seconds, _LONGEST_TIMEOUT_SECONDS)
         self._client_id = settings.allegro_client_id
-        self._basic = httpx.BasicAuth(settings.allegro_client_id, settings.allegro_client_secret.get_secret_value())
+        self._basic = _basic(settings)
         self._limits = limits
 
     async def start_device_flow(self) -> DeviceCode:
@@ -122,7 +122,7 @@ class AllegroOAuth:
             self._url + path,
             timeout_seconds=self._timeout_seconds,
             data=form,
-            auth=self._basic,
+            headers={"Authorization": self._basic.reveal()},
         )
         if answer.status != httpx.codes.OK:
             await self._refuse(endpoint, answer)
@@ -141,6 +141,12 @@ def _end_of(refusal: InvalidGrantError | RequestRejectedError) -> AuthorizationE
         "code_used",
         "Allegro no longer knows this code: it has expired, or it was used and the answer was lost. Start again.",
     ).at(refusal.endpoint, refusal.status)
+
+
+def _basic(settings: AllegroSettings) -> Secret:
+    """How an app proves who it is (RFC 6749, 2.3.1)."""
+    pair = f"{settings.allegro_client_id}:{settings.allegro_client_secret.get_secret_value()}"
+    return Secret("Basic " + base64.b64encode(pair.encode()).decode())
 
 
 def _device_code(body: dict[str, Any]) -> DeviceCode:

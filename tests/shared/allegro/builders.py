@@ -4,9 +4,9 @@ import base64
 from typing import Any
 
 import asyncpg
-import httpx
 
 from shared.allegro.client import AllegroClient
+from shared.allegro.http import AllegroHttp
 from shared.allegro.oauth import AllegroOAuth, TokenPair
 from shared.allegro.outage import Outage
 from shared.clock import DatabaseClock
@@ -38,9 +38,7 @@ def settings(url: str = "http://127.0.0.1:1", **others: Any) -> AllegroSettings:
 class Way:
     """Everything from the pool to the client, for one process."""
 
-    def __init__(
-        self, pool: asyncpg.Pool, http: httpx.AsyncClient, allegro: AllegroSettings, *, keys: str = KEYS
-    ) -> None:
+    def __init__(self, pool: asyncpg.Pool, http: AllegroHttp, allegro: AllegroSettings, *, keys: str = KEYS) -> None:
         self.pool = pool
         self.settings = allegro
         self.keyring = Keyring.parse(keys)

@@ -32,9 +32,10 @@ from shared.allegro.errors import (
     from_answer,
     from_oauth_answer,
 )
-from shared.allegro.http import exchange
+from shared.allegro.http import exchange, open_http
 from shared.errors import PermanentError, TransientError
 from shared.request_limits import Endpoint
+from tests.shared.allegro.builders import settings
 
 HTML = b"<html>Please enable JS and disable any ad blocker</html>"
 CAPTCHA = b'{"url":"https://geo.captcha-delivery.com/captcha/?cid=1"}'
@@ -203,7 +204,7 @@ async def test_every_failure_of_the_transport_is_an_outage(kind: type[BaseExcept
     def fail(_request: httpx.Request) -> httpx.Response:
         raise _an_instance(kind)
 
-    async with httpx.AsyncClient(transport=httpx.MockTransport(fail)) as http:
+    async with open_http(settings("https://api.example"), transport=httpx.MockTransport(fail)) as http:
         with pytest.raises(AllegroUnavailableError) as raised:
             await exchange(http, Endpoint.ME, "GET", "https://api.example", timeout_seconds=1)
 

@@ -1,0 +1,62 @@
+"""Rows of tokens, read at every call, but many at a time.
+
+A call may use a token only as it is at that moment (it may have been refreshed, deactivated or replaced by another
+process), so nothing is kept. But calls that come while a query is under way share the next one.
+"""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import asyncpg
+
+# language=sql
+READ_TOKENS = """
+SELECT id, access_token, generation, status, status_reason,
+       expires_at - least(interval '10 seconds', (expires_at - refreshed_at) / 50) <= clock_timestamp() AS expired,
+       coalesce(refresh_after, expires_at) <= clock_timestamp() AS due
+  FROM user_tokens WHERE id = ANY($1::bigint[])
+"""
+
+
+class TokenLookups:
+    """`row` reads a token by a query that begins after it was asked."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._asked: defaultdict[int, list[asyncio.Future[asyncpg.Record | None]]] = defaultdict(list)
+        self._reading: asyncio.Task[None] | None = None
+
+    async def row(self, token_id: int) -> Any:
+        """The row as it is now, or None where there is no such token; raises the driver's errors."""
+        answer: asyncio.Future[asyncpg.Record | None] = asyncio.get_running_loop().create_future()
+        self._asked[token_id].append(answer)
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(), name="token lookups")
+        return await answer
+
+    async def _read(self) -> None:
+        try:
+            while self._asked:
+                asked, self._asked = self._asked, defaultdict(list)
+                await self._answer(asked)
+        finally:
+            self._reading = None
+
+    async def _answer(self, asked: dict[int, list[asyncio.Future[asyncpg.Record | None]]]) -> None:
+        answers = [answer for waiting in asked.values() for answer in waiting]
+        try:
+            rows = {row["id"]: row for row in await self._pool.fetch(READ_TOKENS, list(asked))}
+        except Exception as error:  # noqa: BLE001 - it is the error of everyone who asked
+            for answer in answers:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        except BaseException:
+            for answer in answers:
+                answer.cancel()
+            raise
+        for token_id, waiting in asked.items():
+            for answer in waiting:
+                if not answer.done():  # whoever asked may have given up
+                    answer.set_result(rows.get(token_id))
