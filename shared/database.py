@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # The server has said good-bye on this connection, but its end has not arrived yet ("another operation (2)").
+    asyncpg.InternalClientError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.CannotConnectNowError,

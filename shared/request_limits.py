@@ -180,6 +180,8 @@ class RequestLimits:
         try:
             seconds = await self._listener.fetchval(_READ_BLOCK, self._client_id)
         except TRANSIENT_DATABASE_ERRORS:
+            with suppress(asyncpg.InterfaceError):  # the pool has noticed already
+                self._listener.terminate()  # else it may go back to the pool before its end is noticed
             await self.close()
             raise
         if seconds is not None:
