@@ -1,13 +1,15 @@
 """`orders-backup keys`: the encryption keys of what is stored."""
 
 import asyncio
+from collections.abc import Callable
 
 import typer
 
-from cli.output import AsJson, show_json
+from cli.errors import RefusedError
+from cli.output import AsJson, progress_console, show_json
 from shared.database import close_pool, open_pool
 from shared.encryption import Keyring
-from shared.key_rotation import check_keys
+from shared.key_rotation import RotationProgress, check_keys
 from shared.key_rotation import rotate as rotate_keys
 from shared.settings import DatabaseSettings, EncryptionSettings, load
 
@@ -20,22 +22,30 @@ class _Settings(DatabaseSettings, EncryptionSettings):
 
 @app.command()
 def rotate(as_json: AsJson = False) -> None:
-    """Encrypt every stored secret with the first key of ENCRYPTION_KEYS; safe to repeat, while services run."""
+    """Encrypt every stored secret with the first key of ENCRYPTION_KEYS; safe to repeat, while services run.
+
+    Ends with 0 only if no secret is of another key any more.
+    """
     settings = load(_Settings)
-    moved, left = asyncio.run(_rotate(settings.database_url.get_secret_value(), settings.keyring()))
+    with progress_console().status("Encrypting with the first key") as spinner:
+        done = asyncio.run(_rotate(settings.database_url.get_secret_value(), settings.keyring(), spinner.update))
     if as_json:
-        show_json({"moved": moved, "left": left})
+        show_json({"moved": done.moved, "left": done.left})
     else:
-        typer.echo(f"{moved} secrets moved to the first key, {left} are still of another")
+        typer.echo(f"{done.moved} secrets moved to the first key, {done.left} are still of another")
+    if done.left:
+        raise RefusedError(
+            "a service whose first key is another stored secrets meanwhile: put the new key first there, rotate again"
+        )
 
 
-async def _rotate(database_url: str, keyring: Keyring) -> tuple[int, int]:
+async def _rotate(database_url: str, keyring: Keyring, tell: Callable[[str], None]) -> RotationProgress:
     pool = await open_pool(database_url, service="cli", max_size=2)
     try:
         await check_keys(pool, keyring)
-        moved = left = 0
-        async for progress in rotate_keys(pool, keyring):
-            moved, left = progress.moved, progress.left
-        return moved, left
+        done = RotationProgress(moved=0, left=0)
+        async for done in rotate_keys(pool, keyring):
+            tell(f"{done.moved} secrets moved, {done.left} left")
+        return done
     finally:
         await close_pool(pool)

@@ -62,14 +62,19 @@ class Control:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def consent(self, user_code: str) -> str:
-        """The next seller who is not connected types the code and agrees; returns the seller's id."""
-        answer = await self._post("/consent", {"user_code": user_code})
+    async def consent(self, user_code: str, *, seller_id: str | None = None) -> str:
+        """That seller, or the next who is not connected, types the code and agrees; returns the seller's id."""
+        chosen = {} if seller_id is None else {"seller_id": seller_id}
+        answer = await self._post("/consent", {"user_code": user_code, **chosen})
         return str(answer["seller_id"])
 
     async def expire_access(self) -> None:
         """All access tokens end now; their refresh tokens still work."""
         await self._post("/tokens/expire", {})
+
+    async def withdraw_consent(self, seller_id: str) -> None:
+        """The seller un-links the app; refreshing still works, and brings tokens that do not (#13133)."""
+        await self._post("/tokens/revoke", {"seller_id": seller_id, "refresh": "works"})
 
     async def set_faults(self, faults: Mapping[str, Any]) -> None:
         """These faults and no others."""

@@ -32,6 +32,7 @@ from devstack.stack import SERVERS, SERVICES, Stack, without_ours
 _POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 3.0
 _CONSENT_SECONDS = 90.0
+_WITHOUT_CONSENT_SECONDS = 3.0
 _CHAOS = {"services": SERVICES, "all": (*SERVICES, *SERVERS)}
 
 
@@ -64,6 +65,16 @@ class Outcome:
     @property
     def good(self) -> bool:
         return self.comparison.equal and not self.secrecy.problems
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A seller who has consented, by all their names."""
+
+    user: str
+    seller_id: str
+    token_id: int
+    device_code: str
 
 
 @dataclass(frozen=True)
@@ -136,9 +147,7 @@ class Demo:
         self._trial = trial
         self._display = display
         self._outcome = outcome
-        self._sellers: list[str] = []
-        self._tokens: list[int] = []
-        self._device_code = ""
+        self._sellers: list[Connected] = []
         self._trials_are_over = False
         self._random = random.Random(plan.seed)  # noqa: S311 - a run can be repeated by its seed
 
@@ -151,7 +160,7 @@ class Demo:
             follow_redirects=True,
             event_hooks={"response": [self._trial.saw]},
         ) as api:
-            await asyncio.gather(*(self._connect(api, user) for user in users))
+            self._sellers = await asyncio.gather(*(self._connect(api, user) for user in users))
             await self._control.start_live(self._plan.live_orders, self._plan.live_rate)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._try_it(api))
@@ -162,22 +171,20 @@ class Demo:
         if first is not None:
             self._outcome.first_order_seconds = first.timestamp() - self._stack.services_started_at
 
-    async def _connect(self, api: httpx.AsyncClient, user: str) -> None:
-        """The device flow, as an integrator does it."""
+    async def _connect(self, api: httpx.AsyncClient, user: str, *, seller_id: str | None = None) -> Connected:
+        """The device flow, as an integrator does it; whichever seller comes next agrees, or the one given."""
         answer = await api.post("/tokens/auth/initialize", json={"user_id": user})
         answer.raise_for_status()
         authorization = answer.json()
-        self._sellers.append(await self._control.consent(authorization["user_code"]))
+        seller_id = await self._control.consent(authorization["user_code"], seller_id=seller_id)
         deadline = time.monotonic() + _CONSENT_SECONDS
         while time.monotonic() < deadline:
             answer = await api.get(f"/tokens/auth/task/{authorization['task_id']}")
             answer.raise_for_status()
             task = answer.json()
             if task["status"] == "SUCCESS":
-                self._tokens.append(task["token_id"])
-                self._device_code = authorization["device_code"]
                 self._display.say(f"{user} is connected (token {task['token_id']})")
-                return
+                return Connected(user, seller_id, task["token_id"], authorization["device_code"])
             if task["status"] == "FAILURE":
                 raise DevstackError(f"{user} could not be connected: {task}")
             await asyncio.sleep(_POLL_SECONDS)
@@ -187,9 +194,27 @@ class Demo:
         """Everything that is done to it while the shops sell."""
         if self._plan.chaos:
             await self._kill_each()
-        await self._trial.rotate_keys(api, self._tokens)
-        await self._trial.provoke(api, self._tokens[0], self._device_code)
+        await self._trial.rotate_keys(api, [seller.token_id for seller in self._sellers])
+        first = self._sellers[0]
+        await self._trial.provoke(api, first.seller_id, first.token_id, first.device_code)
+        await self._lose_and_regain(api, self._sellers[-1])
         self._trials_are_over = True
+
+    async def _lose_and_regain(self, api: httpx.AsyncClient, seller: Connected) -> None:
+        """A seller withdraws consent, goes on selling, and consents again: afterwards nothing may be missing."""
+        await self._control.withdraw_consent(seller.seller_id)
+        deadline = time.monotonic() + _CONSENT_SECONDS
+        while (status := (await api.get(f"/tokens/{seller.token_id}")).json()["status"]) != "reauthorization_required":
+            if time.monotonic() > deadline:
+                raise DevstackError(f"{seller.user} withdrew consent, and the token is {status} still")
+            await asyncio.sleep(_POLL_SECONDS)
+        self._display.say(f"{seller.user} has withdrawn consent")
+        if not (await self._control.live())["active"]:
+            await self._control.start_live(self._plan.sellers, self._plan.live_rate)
+        await asyncio.sleep(_WITHOUT_CONSENT_SECONDS)
+        again = await self._connect(api, seller.user, seller_id=seller.seller_id)
+        if again.token_id != seller.token_id:
+            raise DevstackError(f"{seller.user} consented again and became another token: {again.token_id}")
 
     async def _kill_each(self) -> None:
         """kill -9 one victim after the other in the middle of its work, and start it again."""
@@ -224,7 +249,9 @@ class Demo:
             late = time.monotonic() > deadline
             if late or (counts.look_complete and self._trials_are_over):
                 async with self._stack.connection() as database:
-                    self._outcome.comparison = await compare(self._control, self._sellers, database)
+                    self._outcome.comparison = await compare(
+                        self._control, [seller.seller_id for seller in self._sellers], database
+                    )
                 if late or self._outcome.comparison.equal:
                     return
             await asyncio.sleep(_POLL_SECONDS)

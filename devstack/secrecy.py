@@ -25,6 +25,8 @@ from simulator.oauth import CANARY, TOKEN_HEADER
 _OLD_KEY, _NEW_KEY = "demo-old", "demo-new"
 _ROTATION_SECONDS = 120.0
 _PAUSE_SECONDS = 0.1
+# Between two rounds of calls while keys rotate, beside what the services call anyway.
+_CALL_SECONDS = 0.3
 _REPAIR_SECONDS = 60.0
 # Not failures: an order that was merged is gone, and waiting for a consent is answered with 400.
 _GOOD_OUTCOMES = ("200", "404")
@@ -101,7 +103,7 @@ class SecretsTrial:
                 answer = await api.post(f"/tokens/{token_id}/validate")
                 if not (answer.is_success and answer.json()["valid"]):
                     self._complain(f"a call failed while keys were rotated: {answer.status_code} {answer.text}")
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(_CALL_SECONDS)
         await rotating
         after = await self._calls()
         made = {labels: number - before.get(labels, 0) for labels, number in after.items()}
@@ -121,11 +123,11 @@ class SecretsTrial:
             f"{self.findings.calls_meanwhile} calls meanwhile"
         )
 
-    async def provoke(self, api: httpx.AsyncClient, token_id: int, device_code: str) -> None:
+    async def provoke(self, api: httpx.AsyncClient, seller_id: str, token_id: int, device_code: str) -> None:
         """Have Allegro echo secrets in errors: in a 401, in a refused refresh, and in addresses of ours."""
         await self._control.expire_access()
         await self._works_again(api, token_id)
-        await self._control.set_faults({"invalid_grant_once": {"times": 1}})
+        await self._control.set_faults({"invalid_grant_once": {"sellers": [seller_id]}})
         refused = await api.post(f"/tokens/{token_id}/refresh")
         await self._control.set_faults({})
         if refused.is_success:

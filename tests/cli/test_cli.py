@@ -12,7 +12,9 @@ import pytest
 
 from services.writer.batch import collect
 from services.writer.store import Store
+from shared.encryption import Keyring, Secret
 from shared.messages import RawJson
+from shared.token_vault import access_binding, refresh_binding
 from tests.builders import AN_ORDER, a_token, an_event, an_observation, consumed
 from tests.canary import a_secret
 from tests.cli.conftest import Run
@@ -30,6 +32,23 @@ async def a_connected_seller(pool: asyncpg.Pool) -> None:
     order = an_observation(body=RawJson(b'{"id": "x", "price": 1.10}'))
     batch = collect([consumed(an_event(100)), consumed(order)], dead_letter_topic="dead")
     await Store(pool).apply(batch)
+
+
+NEWER_KEY = "k2:" + base64.b64encode(bytes([1] * 32)).decode()
+
+
+async def a_stored_pair(pool: asyncpg.Pool, environment: dict[str, str]) -> None:
+    """A seller's tokens, as the services of this environment store them."""
+    keyring, token_id = Keyring.parse(environment["ENCRYPTION_KEYS"]), await a_token(pool)
+    access = keyring.seal(Secret(a_secret("access")), belongs_to=access_binding(token_id))
+    refresh = keyring.seal(Secret(a_secret("refresh")), belongs_to=refresh_binding(token_id))
+    await pool.execute(
+        "UPDATE user_tokens SET access_token = $2, refresh_token = $3, key_id = $4 WHERE id = $1",
+        token_id,
+        access.envelope,
+        refresh.envelope,
+        refresh.key_id,
+    )
 
 
 class TestSetup:
@@ -169,12 +188,40 @@ class TestCommands:
         assert done.code == 0
         assert await pool.fetchval("SELECT republish_after FROM order_state_topic") == 0
 
-    async def test_keys_are_rotated(self, orders_backup: Run, environment: dict[str, str]) -> None:
-        newer = "k2:" + base64.b64encode(bytes([1] * 32)).decode()
+    async def test_keys_are_rotated(self, orders_backup: Run, environment: dict[str, str], pool: asyncpg.Pool) -> None:
+        await a_stored_pair(pool, environment)
+        both = f"{NEWER_KEY},{environment['ENCRYPTION_KEYS']}"
 
-        done = orders_backup("keys", "rotate", "--json", ENCRYPTION_KEYS=f"{newer},{environment['ENCRYPTION_KEYS']}")
+        done = orders_backup("keys", "rotate", "--json", ENCRYPTION_KEYS=both)
 
-        assert (done.code, json.loads(done.out)) == (0, {"moved": 0, "left": 0})
+        assert (done.code, json.loads(done.out)) == (0, {"moved": 1, "left": 0})
+        assert await pool.fetchval("SELECT key_id FROM user_tokens") == "k2"
+
+    async def test_a_rotation_that_leaves_something_says_so_and_does_not_end_with_0(
+        self, orders_backup: Run, environment: dict[str, str], pool: asyncpg.Pool
+    ) -> None:
+        """The operator removes the old key next."""
+        await a_stored_pair(pool, environment)
+        await pool.execute(
+            "CREATE FUNCTION replaced() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
+            " CREATE TRIGGER replaced BEFORE UPDATE ON user_tokens FOR EACH ROW EXECUTE FUNCTION replaced()"
+        )
+        both = f"{NEWER_KEY},{environment['ENCRYPTION_KEYS']}"
+
+        done = orders_backup("keys", "rotate", ENCRYPTION_KEYS=both)
+
+        assert (done.code, done.out) == (1, "0 secrets moved to the first key, 1 are still of another\n")
+        assert "rotate again" in done.err
+
+    async def test_a_rotation_without_the_old_key_is_refused(
+        self, orders_backup: Run, environment: dict[str, str], pool: asyncpg.Pool
+    ) -> None:
+        await a_stored_pair(pool, environment)
+
+        done = orders_backup("keys", "rotate", ENCRYPTION_KEYS=NEWER_KEY)
+
+        assert (done.code, done.out) == (2, "")
+        assert "ENCRYPTION_KEYS: key 'k1' is missing, 1 stored secrets were encrypted with it" in done.err
 
 
 class TestExitCodes:

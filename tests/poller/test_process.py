@@ -12,6 +12,8 @@ import asyncpg
 import httpx
 import pytest
 
+from shared.encryption import Keyring, Secret
+from shared.token_vault import refresh_binding
 from tests.canary import a_secret
 
 pytestmark = pytest.mark.e2e
@@ -60,6 +62,41 @@ async def test_a_missing_setting_ends_it_with_one_line_that_names_it(tmp_path: P
     assert process.returncode == 2
     assert complaints.decode().strip().count("\n") == 0
     assert "DATABASE_URL" in complaints.decode()
+
+
+@pytest.mark.parametrize(
+    ("configured", "said"),
+    [
+        pytest.param(
+            "k2", "ENCRYPTION_KEYS: key 'k1' is missing, 1 stored secrets were encrypted with it", id="missing"
+        ),
+        pytest.param("k1", "key 'k1' does not open it (wrong key or altered row)", id="wrong"),
+    ],
+)
+async def test_a_key_that_does_not_fit_the_stored_tokens_stops_the_start_with_one_line(
+    tmp_path: Path, database_url: str, kafka_bootstrap: str, fresh_topics: str, configured: str, said: str
+) -> None:
+    keyring = Keyring({"k1": b"1" * 32})
+    connection = await asyncpg.connect(database_url)
+    sealed = keyring.seal(Secret(a_secret("refresh")), belongs_to=refresh_binding(1))
+    await connection.execute(
+        "INSERT INTO user_tokens (user_id, access_token, refresh_token, key_id) VALUES ('shop-1', $1, $1, 'k1')",
+        sealed.envelope,
+    )
+    await connection.close()
+
+    process = await start(
+        tmp_path,
+        DATABASE_URL=database_url,
+        KAFKA_BOOTSTRAP_SERVERS=kafka_bootstrap,
+        KAFKA_TOPIC_PREFIX=fresh_topics,
+        ENCRYPTION_KEYS=f"{configured}:" + base64.b64encode(b"2" * 32).decode(),
+    )
+    _, complaints = await asyncio.wait_for(process.communicate(), 60)
+
+    assert process.returncode == 2
+    assert said in complaints.decode()
+    assert complaints.decode().strip().count("\n") == 0
 
 
 async def test_it_can_be_asked_to_end_while_it_waits_for_postgresql(tmp_path: Path) -> None:
