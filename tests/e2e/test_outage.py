@@ -1,0 +1,103 @@
+"""Allegro is away for a while: work pauses and goes on, nothing is set aside, no attempt is used up (E2)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack
+from devstack.ledger import Comparison, compare
+from shared.database import open_pool
+from shared.sync_start import begin_sync
+
+pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+
+_SELLERS = 3
+_ORDERS = 3000
+_LIVE_ORDERS = 150
+_OUTAGE_SECONDS = 25.0
+_PATIENCE_SECONDS = 120.0
+_LOOK_SECONDS = 0.2
+
+
+@pytest.fixture
+def stack(database_url: str, kafka_bootstrap: str) -> Iterator[BenchStack]:
+    servers = {"DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap}
+    options = ["--sellers", str(_SELLERS), "--orders", str(_ORDERS), "--latency-ms", "20", *NO_LIMITS]
+    environment = {
+        "KAFKA_SESSION_TIMEOUT_SECONDS": "6",
+        "KAFKA_TOPIC_PARTITIONS": "3",
+        "POLLER_STALLED_SECONDS": "5",
+        "SYNC_LIST_LAG_SECONDS": "1",
+    }
+    with bench_stack(options, environment, choice=servers) as running:
+        yield running
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    opened = await open_pool(database_url, service="test", max_size=4)
+    yield opened
+    opened.terminate()
+
+
+async def until(pool: asyncpg.Pool, question: str) -> None:
+    """Wait until the answer is true."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while not await pool.fetchval(question):  # noqa: ASYNC110 - other processes' work
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def begin(stack: BenchStack, pool: asyncpg.Pool) -> list[Seller]:
+    sellers = await stack.connect_sellers(pool, _SELLERS)
+    for seller in sellers:
+        async with pool.acquire() as connection, connection.transaction():
+            await begin_sync(
+                connection, seller.token_id, interval=timedelta(seconds=2), full_interval=timedelta(days=10)
+            )
+    return sellers
+
+
+async def equal(stack: BenchStack, pool: asyncpg.Pool, sellers: list[Seller]) -> Comparison:
+    """Compare until the tables equal the ledger, or the patience is over; returns the last comparison."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + _PATIENCE_SECONDS
+    async with stack.control() as control, pool.acquire() as connection:
+        while True:
+            comparison = await compare(control, [seller.seller_id for seller in sellers], connection)
+            unfinished = await pool.fetchval("SELECT count(*) FROM sync_history WHERE completed_at IS NULL")
+            if (comparison.equal and not unfinished) or clock() > deadline:
+                return comparison
+            await asyncio.sleep(1)
+
+
+async def test_an_outage_pauses_the_work_and_costs_nothing_else(stack: BenchStack, pool: asyncpg.Pool) -> None:
+    sellers = await begin(stack, pool)
+    async with stack.control() as control:
+        with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
+            await control.start_live(_LIVE_ORDERS, 10, step_seconds=1)
+            await until(pool, "SELECT sum(orders_processed) > 500 FROM sync_history")
+
+            await control.set_faults({"maintenance": {}})
+            await until(pool, "SELECT EXISTS (SELECT FROM allegro_outages)")
+            before = sum((await control.requests()).values())
+            await asyncio.sleep(_OUTAGE_SECONDS)  # the length of the outage is what is tested
+            spent = sum((await control.requests()).values()) - before
+            during = {row["status"] for row in await pool.fetch("SELECT status FROM sync_history")}
+            stalled = await pool.fetchval("SELECT count(*) FROM sync_history WHERE status = 'stalled'")
+            attempts = await pool.fetchval("SELECT coalesce(max(attempts), 0) FROM pending_fetches")
+            await control.set_faults({})
+
+            comparison = await equal(stack, pool, sellers)
+            await until(pool, "SELECT NOT EXISTS (SELECT FROM allegro_outages)")
+
+    assert spent < 60  # probes, and the attempts that each process needs to notice
+    assert during <= {"running", "stalled", "completed"}
+    assert stalled > 0
+    assert attempts <= 2
+    assert comparison.differences == 0, comparison.shown
+    assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0
+    assert {row["status"] for row in await pool.fetch("SELECT status FROM sync_history")} == {"completed"}
+    assert await pool.fetchval("SELECT max(consecutive_failures) FROM active_sync_schedules") <= 3
