@@ -172,6 +172,12 @@ journal_cursors = Table(
         server_default=text("0"),
         comment="re-reads since the cursor last moved",
     ),
+    Column(
+        "orders_stored",
+        BigInteger,
+        server_default=text("0"),
+        comment="rows in orders, kept by the writer; null: to be counted (services.poller.housekeeping)",
+    ),
 )
 
 orders = Table(

@@ -36,8 +36,19 @@ DELETE FROM order_events WHERE (user_token_id, event_id) IN (
 """
 
 
+# Whoever adds an order moves the number in the same transaction, so with the row locked both are of one moment.
+_UNCOUNTED = """
+SELECT user_token_id FROM journal_cursors WHERE orders_stored IS NULL LIMIT 1 FOR UPDATE SKIP LOCKED
+"""
+
+_COUNT = """
+UPDATE journal_cursors SET orders_stored = (SELECT count(*) FROM orders WHERE user_token_id = $1)
+ WHERE user_token_id = $1
+"""
+
+
 class Housekeeper:
-    """Removes aged rows, a batch of each table a turn."""
+    """Removes aged rows, a batch of each table a turn, and counts what nobody has counted."""
 
     def __init__(self, pool: asyncpg.Pool, settings: PollerSettings) -> None:
         self._pool = pool
@@ -48,4 +59,12 @@ class Housekeeper:
         """Remove a batch; says whether there may be more."""
         removed = [await self._pool.execute(statement, self._history, _BATCH) for statement in _STATEMENTS.values()]
         removed.append(await self._pool.execute(_EVENTS, self._events, _BATCH))
-        return any(command.endswith(f" {_BATCH}") for command in removed)
+        return await self._count_orders() or any(command.endswith(f" {_BATCH}") for command in removed)
+
+    async def _count_orders(self) -> bool:
+        """Count the orders of a seller whose number is not known; says whether there was one."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            token_id = await connection.fetchval(_UNCOUNTED)
+            if token_id is not None:
+                await connection.execute(_COUNT, token_id)
+        return token_id is not None

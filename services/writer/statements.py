@@ -134,6 +134,13 @@ UPDATE journal_cursors c
  WHERE c.user_token_id = n.token_id AND c.stored_event_id < n.event_id
 """
 
+COUNT_STORED = """
+UPDATE journal_cursors c
+   SET orders_stored = c.orders_stored + n.added
+  FROM unnest($1::bigint[], $2::bigint[]) AS n (token_id, added)
+ WHERE c.user_token_id = n.token_id
+"""
+
 # A journal run exists from its first new event on: an empty poll, or one of known events only, leaves no row.
 COUNT_EVENTS = """
 INSERT INTO sync_history AS r (run_id, user_token_id, user_id, kind, last_event_id, events_stored)

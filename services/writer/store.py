@@ -97,7 +97,7 @@ class _Transaction:
         await self._settle_fetches()
         await self._move_observations(changed)
         await self._note_failures()
-        await self._move_cursors()
+        await self._move_cursors(changed)
         walks = await self._move_walks()
         self._count_changes(changed)
         await self._count(events)
@@ -262,17 +262,24 @@ class _Transaction:
             else:
                 self._runs[run_id].updated += 1
 
-    async def _move_cursors(self) -> None:
+    async def _move_cursors(self, changed: Mapping[OrderKey, bool]) -> None:
+        """Move the tokens' cursors over what is stored, and count their new orders."""
+        added = Counter(token_id for (token_id, _), is_new in changed.items() if is_new)
         by_token: defaultdict[int, list[OrderEvent]] = defaultdict(list)
         for event in self._batch.events.values():
             by_token[event.token_id].append(event)
-        if not by_token:
+        if not (by_token or added):
             return
-        rows = await self._connection.fetch(sql.LOCK_CURSORS, sorted(by_token))
+        rows = await self._connection.fetch(sql.LOCK_CURSORS, sorted(by_token.keys() | added.keys()))
         moved = {
-            row["user_token_id"]: advance_cursor(row["stored_event_id"], by_token[row["user_token_id"]]) for row in rows
+            row["user_token_id"]: advance_cursor(row["stored_event_id"], by_token[row["user_token_id"]])
+            for row in rows
+            if row["user_token_id"] in by_token
         }
-        await self._connection.execute(sql.MOVE_CURSORS, list(moved), list(moved.values()))
+        if moved:
+            await self._connection.execute(sql.MOVE_CURSORS, list(moved), list(moved.values()))
+        if added:
+            await self._connection.execute(sql.COUNT_STORED, list(added), list(added.values()))
 
     async def _move_walks(self) -> list[WalkState]:
         """Move the walks over what is committed with this transaction; returns where they stand."""

@@ -141,6 +141,36 @@ class TestSync:
         assert answer.json()["type"].endswith(":invalid-input")
         assert field in answer.json()["detail"]
 
+    async def test_status_reads_the_number_of_orders_and_counts_only_where_nobody_has(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+    ) -> None:
+        await a_token(pool)
+        await store(pool, an_observation(order_id="a"), an_observation(order_id="b"))
+        kept = (await api.get("/api/v1/sync/status/shop-1")).json()["orders"]
+        await pool.execute("UPDATE journal_cursors SET orders_stored = 1000000")
+        read = (await api.get("/api/v1/sync/status/shop-1")).json()["orders"]
+        await pool.execute("UPDATE journal_cursors SET orders_stored = NULL")
+        counted = (await api.get("/api/v1/sync/status/shop-1")).json()["orders"]
+
+        assert (kept, read, counted) == (2, 1_000_000, 2)
+
+    async def test_a_run_of_the_journal_has_a_progress_while_orders_are_owed_to_it(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+    ) -> None:
+        await a_token(pool)
+        events = [an_event(number, follows=number - 1, order_id=f"o-{number}", last=4) for number in range(1, 5)]
+        await store(pool, *events)
+        await store(pool, an_observation(after(1), order_id="o-1"))
+
+        [run] = (await api.get("/api/v1/sync/status/shop-1")).json()["running"]
+
+        assert (run["kind"], run["orders_processed"], run["orders_expected"], run["progress"]) == (
+            "journal",
+            1,
+            4,
+            0.25,
+        )
+
     async def test_status_and_history_tell_of_runs_and_of_what_is_owed(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:

@@ -179,6 +179,25 @@ async def test_what_has_aged_is_removed_and_orders_never(pool: asyncpg.Pool) -> 
     assert await pool.fetchval("SELECT count(*) FROM orders") == 1
 
 
+async def test_orders_that_nobody_has_counted_are_counted_once(pool: asyncpg.Pool) -> None:
+    for number in range(3):
+        token_id = await a_token(pool, user_id=f"shop-{number}")
+        await pool.execute(
+            "INSERT INTO orders (user_token_id, allegro_order_id, status, order_data, observed_at, observed_by)"
+            " SELECT $1, 'o-' || n, 'BOUGHT', '{}', now(), 'list' FROM generate_series(1, $2::int) AS n",
+            token_id,
+            number,
+        )
+    await pool.execute("UPDATE journal_cursors SET orders_stored = CASE user_token_id WHEN 3 THEN 7 END")
+    housekeeper = Housekeeper(pool, SETTINGS)
+
+    while await housekeeper.turn():
+        pass
+
+    counts = await pool.fetch("SELECT orders_stored FROM journal_cursors ORDER BY user_token_id")
+    assert [row["orders_stored"] for row in counts] == [0, 1, 7]
+
+
 async def test_a_notification_wakes_the_loop_that_listens(pool: asyncpg.Pool, database_url: str) -> None:
     wakes = {"orders_backup_tasks": asyncio.Event()}
     listening = asyncio.Event()

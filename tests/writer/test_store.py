@@ -303,3 +303,14 @@ def test_the_cursor_stops_before_the_first_lost_event(ids: set[int], lost: set[i
 
     first_lost = next((number for number in range(len(chain)) if number in lost), len(chain))
     assert reached == (chain[first_lost - 1] if first_lost else 0)
+
+
+class TestNumberOfOrders:
+    async def test_it_is_that_of_the_rows_whatever_comes_again(self, pool: asyncpg.Pool) -> None:
+        batch = [an_observation(order_id=f"o-{number}") for number in range(5)]
+        await store(pool, *batch)
+        await store(pool, *batch, an_observation(after(5), order_id="o-1", status="CANCELLED"))
+        await store(pool, an_event(), an_observation(order_id="o-6"))
+
+        assert await pool.fetchval("SELECT orders_stored FROM journal_cursors") == 6
+        assert await pool.fetchval("SELECT count(*) FROM orders") == 6

@@ -22,8 +22,12 @@ _ORDER = "runs"
 
 # language=sql
 _COLUMNS = """
-SELECT r.run_id, r.task_id, r.kind, r.status, r.window_from, r.window_to, r.started_at, r.completed_at,
-       r.orders_expected, r.orders_processed, r.orders_added, r.orders_updated, r.events_stored, r.requests, r.error,
+SELECT r.run_id, r.task_id, r.kind, r.status, r.window_from, r.window_to, r.started_at, r.progress_at,
+       r.completed_at,
+       CASE WHEN r.kind = 'journal' AND r.completed_at IS NULL THEN r.orders_processed + (
+           SELECT count(*) FROM pending_fetches f
+            WHERE f.user_token_id = r.user_token_id AND r.run_id = ANY(f.run_ids)
+       ) ELSE r.orders_expected END AS orders_expected, r.orders_processed, r.orders_added, r.orders_updated, r.events_stored, r.requests, r.error,
        w.position AS walked_to
   FROM sync_history r LEFT JOIN run_windows w USING (run_id)
 """
@@ -32,7 +36,7 @@ SELECT r.run_id, r.task_id, r.kind, r.status, r.window_from, r.window_to, r.star
 # know of and have not looked at.
 _STATUS = """
 SELECT t.status AS token_status, c.stored_event_id,
-       (SELECT count(*) FROM orders o WHERE o.user_token_id = t.id) AS orders,
+       coalesce(c.orders_stored, (SELECT count(*) FROM orders o WHERE o.user_token_id = t.id)) AS orders,
        p.orders AS pending_orders, p.oldest AS oldest_pending_at,
        extract(epoch FROM now() - least(p.oldest, s.last_success))::float8 AS lag_seconds
   FROM user_tokens t
@@ -60,6 +64,7 @@ class Run(BaseModel):
                 "window_to": "2026-10-10T22:25:31Z",
                 "walked_to": "2026-03-02T08:11:05Z",
                 "started_at": "2026-10-10T22:15:32Z",
+                "progress_at": "2026-10-10T22:17:04Z",
                 "completed_at": None,
                 "orders_expected": 20417,
                 "orders_processed": 8120,
@@ -81,8 +86,9 @@ class Run(BaseModel):
     window_to: datetime | None
     walked_to: datetime | None = Field(description="everything bought before this is stored")
     started_at: datetime
-    completed_at: datetime | None
-    orders_expected: int | None = Field(description="what Allegro said there is")
+    progress_at: datetime = Field(description="when it last came on")
+    completed_at: datetime | None = Field(description="null: it goes on, also while it is `stalled`")
+    orders_expected: int | None = Field(description="what Allegro said there is; of the journal: what is owed so far")
     orders_processed: int = Field(description="orders looked at and stored")
     orders_added: int
     orders_updated: int
