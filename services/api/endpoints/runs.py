@@ -27,7 +27,8 @@ SELECT r.run_id, r.task_id, r.kind, r.status, r.window_from, r.window_to, r.star
        CASE WHEN r.kind = 'journal' AND r.completed_at IS NULL THEN r.orders_processed + (
            SELECT count(*) FROM pending_fetches f
             WHERE f.user_token_id = r.user_token_id AND r.run_id = ANY(f.run_ids)
-       ) ELSE r.orders_expected END AS orders_expected, r.orders_processed, r.orders_added, r.orders_updated, r.events_stored, r.requests, r.error,
+       ) ELSE r.orders_expected END AS orders_expected,
+       r.orders_processed, r.orders_added, r.orders_updated, r.events_stored, r.requests, r.error,
        w.position AS walked_to
   FROM sync_history r LEFT JOIN run_windows w USING (run_id)
 """
