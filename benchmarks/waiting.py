@@ -45,6 +45,7 @@ class Wait:
 
     visible: int
     served: int
+    looked: int
     committed: int
 
 
@@ -78,8 +79,8 @@ async def waits(
         later = each[bisect_left(each, (event_id, 0)) :]
         if not later:
             raise RuntimeError(f"nobody looked at order {order_id} after event {event_id}")
-        first = min(committed for _, committed in later)
-        found.append(Wait(event_id, served[seller_ids[token_id]][event_id], first))
+        committed, looked = min((committed, looked) for looked, committed in later)
+        found.append(Wait(event_id, served[seller_ids[token_id]][event_id], looked, committed))
     return found
 
 

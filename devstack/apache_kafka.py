@@ -120,6 +120,7 @@ class ApacheKafka:
     """One Apache Kafka node (broker and controller) on loopback ports."""
 
     session_timeout_seconds = 6.0  # the least that it allows
+    fetch_wait_seconds = None
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.port = port or free_port()

@@ -22,6 +22,11 @@ class Broker(Protocol):
         ...
 
     @property
+    def fetch_wait_seconds(self) -> float | None:
+        """What makes new records arrive soon; None: the product's own choice."""
+        ...
+
+    @property
     def running(self) -> bool: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -48,6 +53,7 @@ class GivenBroker:
     name = "given"
     running = True
     session_timeout_seconds = None
+    fetch_wait_seconds = None
 
     def __init__(self, bootstrap_servers: str) -> None:
         self.bootstrap_servers = bootstrap_servers

@@ -43,6 +43,7 @@ class DockerKafka:
     """
 
     session_timeout_seconds = 6.0
+    fetch_wait_seconds = None
 
     def __init__(self, *, port: int | None = None) -> None:
         self.name = f"Docker {_KAFKA_IMAGE}:{version()}"

@@ -177,6 +177,8 @@ class Stack:
         }
         if self.broker.session_timeout_seconds is not None:
             environment.setdefault("KAFKA_SESSION_TIMEOUT_SECONDS", str(self.broker.session_timeout_seconds))
+        if self.broker.fetch_wait_seconds is not None:
+            environment.setdefault("KAFKA_FETCH_WAIT_SECONDS", str(self.broker.fetch_wait_seconds))
         for service in SERVICES:
             environment[f"{service.upper()}_HTTP_HOST"] = "127.0.0.1"
             environment[f"{service.upper()}_HTTP_PORT"] = str(self._ports.of(service))

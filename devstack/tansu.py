@@ -36,6 +36,8 @@ class Tansu:
     name = "embedded (Tansu)"
     # A join takes half of the members' session timeout here, and one after a kill about two of them.
     session_timeout_seconds = 4.0
+    # It looks for new records only when half of the wait is over (measured: a record takes 136 ms at 500, 9 ms at 50).
+    fetch_wait_seconds = 0.05
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.port = port or free_port()

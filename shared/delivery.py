@@ -134,6 +134,7 @@ def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll
         heartbeat_interval_ms=session_ms // 10,
         rebalance_timeout_ms=60_000,
         max_poll_interval_ms=max_poll_interval_ms,
+        fetch_max_wait_ms=int(settings.kafka_fetch_wait_seconds * 1000),
         max_partition_fetch_bytes=4 << 20,
         fetch_max_bytes=16 << 20,
         metadata_max_age_ms=30_000,

@@ -56,6 +56,12 @@ class KafkaSettings(Group):
     kafka_session_timeout_seconds: float = Field(
         default=30.0, ge=1, le=300, description="a consumer that is silent for so long loses its partitions"
     )
+    kafka_fetch_wait_seconds: float = Field(
+        default=0.5,
+        gt=0,
+        le=30,
+        description="how long a broker may hold a consumer's question until there is something new",
+    )
     kafka_compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(default="lz4")
 
     @field_validator("kafka_bootstrap_servers", mode="before")
