@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 
+# An access token is refreshed before its use when 2 % of its life, at most 10 s, are left.
 # language=sql
 READ_TOKENS = """
 SELECT id, access_token, generation, status, status_reason,

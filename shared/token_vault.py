@@ -66,7 +66,6 @@ _USABLE = ("active", "refresh_failed")
 # A schedule that we paused bears this mark, and is resumed by the next pair; one that a person paused is not.
 _PAUSED_BECAUSE = "reauthorization required: "
 
-# An access token is refreshed before its use when 2 % of its life, at most 10 s, are left.
 # language=sql
 _ANNOUNCE = """
 UPDATE user_tokens SET refresh_after = clock_timestamp()

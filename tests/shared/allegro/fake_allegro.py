@@ -37,7 +37,7 @@ def a_jwt(name: str, number: int) -> str:
 
 @dataclass
 class FakeAllegro:
-    """One seller's tokens. `url` is there while it runs.
+    """One seller's tokens, and the device codes that the seller `consented` to. `url` is there while it runs.
 
     `on_received` is awaited when a token request has come in, `on_exchanged` when its pair has been issued and before
     it is sent; `lose` drops the connection instead of answering so many token requests; `refuse` may answer instead.
@@ -54,6 +54,8 @@ class FakeAllegro:
     on_received: Hook = _pass
     on_exchanged: Hook = _pass
     refuse: Refusal = lambda _request: None
+    consented: set[str] = field(default_factory=set)
+    codes_used: int = 0
     calls: list[tuple[float, str]] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _access: set[str] = field(default_factory=set)
@@ -102,6 +104,8 @@ class FakeAllegro:
         refusal = self.refuse(request)
         if refusal is not None:
             return refusal
+        if "device_code" in form:
+            return await self._consented(request, str(form["device_code"]))
         token = str(form["refresh_token"])
         now = time.monotonic()
         spent_at = self._refresh.get(token, 0.0)
@@ -112,6 +116,19 @@ class FakeAllegro:
         if spent_at is None:
             self._refresh[token] = now
         self.refreshes += 1
+        return await self._pair(request)
+
+    async def _consented(self, request: web.Request, device_code: str) -> web.StreamResponse:
+        """Tokens, once (#11373)."""
+        if device_code not in self.consented:
+            return web.json_response(
+                {"error": "invalid_request", "error_description": "Invalid device code"}, status=400
+            )
+        self.consented.discard(device_code)
+        self.codes_used += 1
+        return await self._pair(request)
+
+    async def _pair(self, request: web.Request) -> web.StreamResponse:
         access, refresh = self.issue()
         await self.on_exchanged()
         if self.lose:

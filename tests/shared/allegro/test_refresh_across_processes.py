@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +13,8 @@ import pytest
 
 from shared.allegro.errors import AllegroUnavailableError, ReauthorizationRequiredError
 from tests.shared.allegro.builders import Way
-from tests.shared.allegro.fake_allegro import FakeAllegro, Gate
+from tests.shared.allegro.fake_allegro import FakeAllegro
+from tests.shared.allegro.moments import Moment, kill
 
 pytestmark = pytest.mark.integration
 
@@ -43,21 +42,13 @@ async def callers(
     try:
         yield process
     finally:
-        _kill(process)
+        kill(process)
         await process.wait()
 
 
 def _fire(process: Process) -> None:
     assert process.stdin is not None
     process.stdin.write(b"\n")
-
-
-def _kill(process: Process) -> None:
-    """SIGKILL to the caller and its parent: they are a process group of their own."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 @pytest.mark.parametrize("what", ["expired", "refused"])
@@ -79,70 +70,19 @@ async def test_fifty_processes_that_meet_a_useless_token_refresh_it_once_and_all
     assert allegro.refreshes == 1
 
 
-class Moment:
-    """A point of a refresh at which a process can be held: on Allegro's side or on PostgreSQL's."""
-
-    def __init__(self, database_url: str, allegro: FakeAllegro, token_id: int) -> None:
-        self.allegro = allegro
-        self.token_id = token_id
-        self._database_url = database_url
-        self._gate = Gate()
-        self._blocker: asyncpg.Connection | None = None
-
-    async def block(self, *statements: str) -> None:
-        """Hold locks in an open transaction, so that the process waits at the statement that needs them."""
-        self._blocker = await asyncpg.connect(self._database_url)
-        *before, lock = statements
-        for statement in before:
-            await self._blocker.execute(statement)
-        await self._blocker.execute("BEGIN")
-        await self._blocker.execute(lock)
-
-    async def hold_answer(self) -> None:
-        await self._gate.hold()
-
-    async def reached(self) -> None:
-        """Until the process is there."""
-        if self.allegro.on_received == self.hold_answer or self.allegro.on_exchanged == self.hold_answer:
-            await self._gate.reached.wait()
-        else:
-            await self._until("wait_event_type = 'Lock'", 1)
-
-    async def release(self) -> None:
-        """Let go of everything, and wait until PostgreSQL has noticed that the process is dead."""
-        self._gate.open()
-        if self._blocker is not None:
-            await self._blocker.close()
-        self.allegro.on_received = self.allegro.on_exchanged = _nothing
-        await self._until("application_name = 'orders-backup/caller'", 0)
-
-    async def _until(self, condition: str, count: int) -> None:
-        connection = await asyncpg.connect(self._database_url)
-        async with asyncio.timeout(30):
-            while count != await connection.fetchval(
-                f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {condition}"
-            ):
-                pass
-        await connection.close()
-
-
-async def _nothing() -> None:
-    return
-
-
 Hold = Callable[[Moment], Awaitable[None]]
 
 
 async def announcing(moment: Moment) -> None:
     """The intention is being written down."""
-    await moment.block(f"SELECT 1 FROM user_tokens WHERE id = {moment.token_id} FOR UPDATE")
+    await moment.block("SELECT 1 FROM user_tokens FOR UPDATE")
 
 
 async def locking(moment: Moment) -> None:
     """The intention is written down, the row is not locked yet."""
     await moment.block(
         "UPDATE user_tokens SET refresh_after = clock_timestamp()",
-        f"SELECT 1 FROM user_tokens WHERE id = {moment.token_id} FOR UPDATE",
+        "SELECT 1 FROM user_tokens FOR UPDATE",
     )
 
 
@@ -183,12 +123,12 @@ async def test_a_process_killed_during_a_refresh_leaves_no_token_silently_dead(
     database_url: str, way: Way, allegro: FakeAllegro, hold: Hold, within_grace: bool
 ) -> None:
     token_id = await way.connected(allegro.pair())
-    moment = Moment(database_url, allegro, token_id)
+    moment = Moment(database_url, allegro)
     await hold(moment)
     async with callers(database_url, allegro, token_id, "refresh") as process:
         _fire(process)
         await moment.reached()
-        _kill(process)
+        kill(process)
         await process.wait()
     await moment.release()
     answer_lost = allegro.refreshes == 1 and (await way.row(token_id))["generation"] == 2
