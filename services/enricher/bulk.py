@@ -1,14 +1,16 @@
 """Bulk loads: one record walks through everything bought in a window, from where the run stands in the database.
 
 A walk is fenced by its attempt number: it is raised here at the start, the writer counts only the newest attempt, and
-a walk that finds itself overtaken ends without a word. Between two pages it looks whether it should stop.
+a walk that finds itself overtaken ends without a word. Once a second, and before every page, it looks whether it should
+stop.
 """
 
 import logging
-from asyncio import Semaphore, sleep
-from collections.abc import Awaitable, Callable, Sequence
+from asyncio import Semaphore, create_task, sleep, wait
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -175,23 +177,36 @@ class BulkHandler:
         while True:
             await self._check(attempt)
             try:
-                page = await self._allegro.list_orders(
-                    attempt.token_id,
-                    bought_from=request.bought_from,
-                    bought_to=request.bought_to,
-                    offset=request.offset,
-                    traffic="bulk",
+                page = await self._unless_stopped(
+                    attempt,
+                    self._allegro.list_orders(
+                        attempt.token_id,
+                        bought_from=request.bought_from,
+                        bought_to=request.bought_to,
+                        offset=request.offset,
+                        traffic="bulk",
+                    ),
                 )
             except TransientError as error:
                 if not isinstance(error, AllegroOutageError):
                     attempt.requests += 1
-                wait = error.retry_after.total_seconds() if error.retry_after else delay
+                pause = error.retry_after.total_seconds() if error.retry_after else delay
                 logger.warning("bulk load waits", extra={"run_id": str(attempt.run_id), "error": str(error)})
-                await self._wait(attempt, wait)
+                await self._wait(attempt, pause)
                 delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
             else:
                 attempt.requests += 1
                 return page
+
+    async def _unless_stopped(self, attempt: _Attempt, call: Coroutine[Any, Any, OrderPage]) -> OrderPage:
+        """The call's result; it may wait for minutes (limits, a block, a slow answer), a stop does not wait for it."""
+        calling = create_task(call)
+        try:
+            while not (await wait([calling], timeout=_STOP_CHECK_SECONDS))[0]:
+                await self._check(attempt)
+            return await calling
+        finally:
+            calling.cancel()
 
     async def _wait(self, attempt: _Attempt, seconds: float) -> None:
         while seconds > 0:

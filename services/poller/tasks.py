@@ -141,7 +141,8 @@ WITH task AS (
 UPDATE sync_history r SET last_event_id = $3 FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 """
 
-# Bulk loads are stopped by their walk, which counts exactly; these have none. What is owed to them stays owed.
+# Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun. What is owed to them
+# stays owed.
 # language=sql
 _STOP = """
 WITH asked AS (
@@ -151,7 +152,7 @@ WITH asked AS (
       LEFT JOIN sync_history r ON r.task_id = h.task_id AND r.completed_at IS NULL
       LEFT JOIN run_windows w ON w.run_id = r.run_id
      WHERE h.status IN ('queued', 'running', 'stopping') AND h.stop_requested_at IS NOT NULL
-       AND (h.kind IN ('journal', 'orders') OR r.run_id IS NULL
+       AND (h.kind IN ('journal', 'orders') OR r.run_id IS NULL OR w.attempt = 0
             OR greatest(h.stop_requested_at, w.progress_at) < now() - $1::interval)
        FOR UPDATE OF h SKIP LOCKED
 ), runs AS (
@@ -171,8 +172,9 @@ UPDATE task_history h SET status = 'failed', finished_at = now(), error = 'the t
  WHERE t.id = h.user_token_id AND t.status = 'deactivated' AND h.status = 'queued'
 """
 
-# A walk looks between two pages whether it should stop; one that does not is not there any more.
-_STOP_PATIENCE = timedelta(seconds=30)
+# A walk looks once a second whether it should stop, and every batch of it that is stored is progress; one that does
+# neither is not there any more.
+_STOP_PATIENCE = timedelta(seconds=10)
 
 
 class LeaseLostError(TransientError):

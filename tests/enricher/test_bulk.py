@@ -1,5 +1,6 @@
 """Walks against real rows: fenced, resumable, stoppable, truthful (B3, B7, P11)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -31,6 +32,8 @@ class Allegro:
         self.pages = 0
         self.before_page: dict[int, Exception] = {}
         self.empty_from: int | None = None
+        self.silent_from: int | None = None
+        self.silent = asyncio.Event()
 
     async def list_orders(
         self, _token_id: int, *, bought_from: datetime, bought_to: datetime, offset: int, traffic: str
@@ -39,6 +42,9 @@ class Allegro:
         self.pages += 1
         if self.pages in self.before_page:
             raise self.before_page[self.pages]
+        if self.silent_from is not None and self.pages >= self.silent_from:
+            self.silent.set()
+            await asyncio.Event().wait()
         found = [self._listed(moment) for moment in self.bought if bought_from <= moment <= bought_to]
         if self.empty_from is not None and self.pages >= self.empty_from:
             return OrderPage((), len(found), NOON)
@@ -144,6 +150,23 @@ async def test_a_walk_waits_out_an_outage(world: World) -> None:
     await world.walk()
 
     assert ((await world.run())["status"], (await world.run())["requests"]) == ("completed", 5)
+
+
+async def test_a_stop_does_not_wait_for_a_page_that_does_not_come(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call may wait for the limits, or for the end of a block."""
+    monkeypatch.setattr("services.enricher.bulk._STOP_CHECK_SECONDS", 0.01)
+    world.allegro.silent_from = 2
+    walking = asyncio.create_task(world.walk())
+
+    async with asyncio.timeout(30):
+        await world.allegro.silent.wait()
+        await world.pool.execute("UPDATE task_history SET stop_requested_at = now(), status = 'stopping'")
+        await walking
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"]) == ("stopped", 100)
 
 
 async def test_calls_that_were_not_made_are_not_counted(world: World) -> None:

@@ -260,7 +260,7 @@ async def get_task(task_id: TaskId, context: Context) -> Task:
 
 @router.post("/tasks/{task_id}/stop", status_code=202, responses=documented(UnknownTaskError, TaskEndedError))
 async def stop_task(task_id: TaskId, context: Context) -> Task:
-    """Ask a task to stop: one that waits does at once, a listing at its next page; its run tells what it did."""
+    """Ask a task to stop: one that waits does at once, a listing within a second or two; its run tells what it did."""
     stopped = await context.pool.fetchrow(_STOP, task_id)
     task = await get_task(task_id, context)
     if stopped is None:
