@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 _CHUNK_BYTES = 1024 * 1024
 _SHORTEST_SECRET = 8
@@ -138,16 +139,11 @@ async def look_through_tables(scanner: Scanner, connection: asyncpg.Connection) 
 
 async def look_through_topics(scanner: Scanner, bootstrap_servers: str, prefix: str) -> int:
     """Look through every record (key, value, headers) of the topics that begin so; returns how many there were."""
+    partitions = await _partitions(bootstrap_servers, prefix)
+    if not partitions:
+        return 0
     records = 0
     async with AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
-        partitions = [
-            TopicPartition(topic, number)
-            for topic in await consumer.topics()
-            if topic.startswith(prefix)
-            for number in consumer.partitions_for_topic(topic) or ()
-        ]
-        if not partitions:
-            return 0
         ends = await consumer.end_offsets(partitions)
         begins = await consumer.beginning_offsets(partitions)
         unread = {partition for partition in partitions if begins[partition] < ends[partition]}
@@ -160,6 +156,22 @@ async def look_through_topics(scanner: Scanner, bootstrap_servers: str, prefix: 
                 scanner.look(f"topic {partition.topic.removeprefix(prefix)}", b"\n".join(map(_bytes_of, batch)))
             unread = {partition for partition in unread if await consumer.position(partition) < ends[partition]}
     return records
+
+
+async def _partitions(bootstrap_servers: str, prefix: str) -> list[TopicPartition]:
+    """All partitions of the topics that begin so. A consumer without a subscription knows none on Apache Kafka."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        topics = await admin.describe_topics()
+    finally:
+        await admin.close()
+    return [
+        TopicPartition(topic["topic"], partition["partition"])
+        for topic in topics
+        if topic["topic"].startswith(prefix)
+        for partition in topic["partitions"]
+    ]
 
 
 def _bytes_of(record: ConsumerRecord[Any, Any]) -> bytes:
