@@ -9,7 +9,7 @@ export KAFKA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness test test-integration lint format lock audit clean
+.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness bench-bulk-load test test-integration lint format lock audit clean
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -51,6 +51,9 @@ bench-limits: $(STAMP) ## measure how much of Allegro's allowance is used (ARGS=
 
 bench-freshness: $(STAMP) ## measure how long new events wait until they are committed (ARGS=--help)
 	@$(BIN)/python -m benchmarks.freshness $(ARGS)
+
+bench-bulk-load: $(STAMP) ## measure the memory of a load of 100,000 orders, killed in the middle
+	@$(BIN)/python -m benchmarks.bulk_load $(ARGS)
 
 bench-http: $(STAMP) ## measure the HTTP client against others as concurrency grows
 	@$(BIN)/python -m benchmarks.http_transport
