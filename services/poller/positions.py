@@ -112,7 +112,9 @@ def has_gap(cursor: Cursor, *, stored_age: timedelta, since_success: timedelta |
     An old cursor alone is no gap: that of a shop without a sale is old as well. But somebody has to have looked
     meanwhile, and stored what there was.
     """
-    if cursor.stored_event_id == 0 or stored_age <= JOURNAL_RETENTION:
+    if stored_age <= JOURNAL_RETENTION:
         return False
+    if cursor.stored_event_id == 0:  # never an event; a new token's orders come with its initial load
+        return since_success is not None and since_success > JOURNAL_RETENTION
     unwatched = since_success is None or since_success > JOURNAL_RETENTION
     return unwatched or cursor.is_behind

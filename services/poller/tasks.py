@@ -35,8 +35,8 @@ _MAX_ERROR_LENGTH = 500
 # A reading that is under way: its run must not end before its last event is known.
 _UNKNOWN_YET = 2**63 - 1
 
-# One listing of a token at a time, the oldest first; the others stay queued. A re-reading of a journal whose reader
-# died is begun again: its lease has run out (a lease that was given back in order is null).
+# One listing of a token at a time, and one re-reading of its journal, the oldest first; the others stay queued. A
+# re-reading whose reader died is begun again: its lease has run out (that of one that has read all is null).
 # language=sql
 _CLAIM = """
 WITH due AS (
@@ -51,6 +51,11 @@ WITH due AS (
                 SELECT FROM task_history o
                  WHERE o.user_token_id = h.user_token_id AND o.kind = ANY($4)
                    AND (o.status IN ('running', 'stopping')
+                        OR o.status = 'queued' AND (o.created_at, o.task_id) < (h.created_at, h.task_id))))
+       AND NOT (h.kind = 'journal' AND h.status = 'queued' AND EXISTS (
+                SELECT FROM task_history o
+                 WHERE o.user_token_id = h.user_token_id AND o.kind = 'journal'
+                   AND (o.status IN ('running', 'stopping') AND o.lease_until IS NOT NULL
                         OR o.status = 'queued' AND (o.created_at, o.task_id) < (h.created_at, h.task_id))))
      ORDER BY h.created_at
      LIMIT $2
@@ -93,10 +98,16 @@ INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind, window_
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
-_LOCK_LISTINGS = "SELECT pg_advisory_xact_lock(hashtextextended('listing ' || $1::bigint, 0))"
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('listing ' || $1::bigint, 0))"
 
 _LISTING_RUNS = """
 SELECT EXISTS (SELECT FROM sync_history WHERE user_token_id = $1 AND completed_at IS NULL AND kind = ANY($2))
+"""
+
+_READING_RUNS = """
+SELECT EXISTS (SELECT FROM task_history
+                WHERE user_token_id = $1 AND kind = 'journal' AND status IN ('running', 'stopping')
+                  AND lease_until IS NOT NULL)
 """
 
 _CREATE_WINDOW = """
@@ -273,7 +284,9 @@ class TaskPlanner:
         wanted = window(task.kind, parameters, now=self._clock.now())
         run_id = uuid4()
         async with self._pool.acquire() as connection, connection.transaction():
-            await self._lock_listings(connection, task)
+            await self._lock(connection, task)
+            if await connection.fetchval(_LISTING_RUNS, task.token_id, list(LISTING_KINDS)):
+                raise TransientError("another listing of this token is running")
             await self._begin(connection, task, run_id, window=(wanted.bought_from, wanted.bought_to))
             if covered is not None:
                 await connection.execute(_COVER, task.token_id, covered)
@@ -291,13 +304,9 @@ class TaskPlanner:
         latest = await self._allegro.latest_event_id(token_id, traffic="live")
         return covered_position(latest, to_event_id(self._clock.now()), list_lag=self._list_lag)
 
-    async def _lock_listings(self, connection: asyncpg.Connection, task: Task) -> None:
-        """Two tasks must not both find that no other listing runs."""
-        await connection.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('listing ' || $1::bigint, 0))", task.token_id
-        )
-        if await connection.fetchval(_LISTING_RUNS, task.token_id, list(LISTING_KINDS)):
-            raise TransientError("another listing of this token is running")
+    async def _lock(self, connection: asyncpg.Connection, task: Task) -> None:
+        """Two tasks must not both find that nothing of their kind runs."""
+        await connection.execute(_LOCK, task.token_id)
 
     async def _plan_orders(self, task: Task, parameters: TaskParameters) -> None:
         """What is owed is written down; sending it out is the redelivery's work, as for everything that is owed."""
@@ -342,6 +351,9 @@ class TaskPlanner:
             return known
         run_id = uuid4()
         async with self._pool.acquire() as connection, connection.transaction():
+            await self._lock(connection, task)
+            if await connection.fetchval(_READING_RUNS, task.token_id):
+                raise TransientError("another reading of this journal is running")
             await self._begin(connection, task, run_id, last_event_id=_UNKNOWN_YET, keep_lease=True)
         return run_id
 

@@ -87,6 +87,25 @@ class TestTasks:
         assert len({task["task_id"] for task in tasks}) == 1
         assert sorted(task["joined"] for task in tasks) == [False] + [True] * 19
 
+    async def test_a_reading_of_the_journal_joins_one_that_has_not_ended_and_covers_it(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+    ) -> None:
+        await a_connected_seller(api)
+        listing = await start(api, **{"from": "2026-01-01T00:00:00Z"})
+
+        week = await start(api, kind="journal", **{"from": "2026-01-08T00:00:00Z"})
+        day = await start(api, kind="journal", **{"from": "2026-01-14T00:00:00Z"})
+        month = await start(api, kind="journal", **{"from": "2025-12-15T00:00:00Z"})
+        await pool.execute("UPDATE task_history SET status = 'running', lease_until = now()")
+        again = await start(api, kind="journal", **{"from": "2026-01-14T00:00:00Z"})
+        await pool.execute("UPDATE task_history SET lease_until = NULL")
+        after_its_end = await start(api, kind="journal", **{"from": "2026-01-14T00:00:00Z"})
+
+        assert not any(task["joined"] for task in (listing, week, month, after_its_end))
+        assert (day["task_id"], day["joined"]) == (week["task_id"], True)
+        assert (again["task_id"], again["joined"]) == (week["task_id"], True)
+        assert after_its_end["task_id"] not in (week["task_id"], month["task_id"])
+
     async def test_a_listing_that_is_being_stopped_is_not_joined(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:

@@ -1,7 +1,7 @@
 """What the poller's tests share: a database, its clock, and an Allegro and a topic that do as they are told."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -64,9 +64,13 @@ class Shop:
     lines: list[JournalEvent] = field(default_factory=list)
     latest: int | None = None
     error: Exception | None = None
+    on_read: Callable[[int], Awaitable[None]] | None = None
+    """Done while a page is on its way."""
 
-    async def events(self, _token_id: int, *, after: int, limit: int = 1000, traffic: str) -> JournalPage:
+    async def events(self, token_id: int, *, after: int, limit: int = 1000, traffic: str) -> JournalPage:
         assert traffic in ("live", "bulk")
+        if self.on_read is not None:
+            await self.on_read(token_id)
         if self.error is not None:
             raise self.error
         found = [line for line in self.lines if line.event_id > after][:limit]

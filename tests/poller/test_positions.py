@@ -242,6 +242,8 @@ def test_the_initial_load_covers_the_journal_up_to_its_end_less_the_lag_of_lists
     ("cursor", "stored_days", "success_days", "gap"),
     [
         (Cursor(0), 20_000, None, False),  # a new token
+        (Cursor(0), 20_000, 59, False),
+        (Cursor(0), 20_000, 61, True),  # no event yet when it was paused
         (Cursor(1000, 1000), 59, 59, False),
         (Cursor(1000, 1000), 61, 0, False),  # a shop without a sale, looked at all the time
         (Cursor(1000, 1000), 61, 61, True),  # nobody looked

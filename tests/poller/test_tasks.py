@@ -33,6 +33,7 @@ class Replica:
     def __init__(self, pool: asyncpg.Pool, shop: Shop, kafka: Kafka, clock: DatabaseClock, owner: str = "one") -> None:
         self.leases = Leases(pool, seconds=60)
         self.leases.owner = owner
+        self.clock = clock
         self.slots = Slots("tasks", 8)
         self.planner = TaskPlanner(
             pool,
@@ -254,6 +255,78 @@ async def test_a_reading_whose_reader_died_is_begun_again_in_the_same_run(
     assert await pool.fetchval("SELECT count(*) FROM sync_history") == 1
     assert len(kafka.on("order-events")) == 1
     assert (await task(pool, task_id))["lease_until"] is None
+
+
+async def test_one_reading_of_a_journal_goes_on_at_a_time_whoever_claims(
+    pool: asyncpg.Pool, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id, other_id = await a_token(pool), await a_token(pool, user_id="shop-2")
+    for day in (3, 2, 1):
+        await a_task(pool, token_id, "journal", **{"from": (clock.now() - timedelta(days=day)).isoformat()})
+    await a_task(pool, other_id, "journal", **{"from": (clock.now() - timedelta(days=1)).isoformat()})
+    replicas = [Replica(pool, shop, kafka, clock, f"replica-{number}") for number in range(4)]
+    going_on: list[int] = []
+    together: set[tuple[int, ...]] = set()
+
+    async def look(asked_id: int) -> None:
+        going_on.append(asked_id)
+        together.add(tuple(sorted(going_on)))
+        await asyncio.gather(*(replica.planner.turn() for replica in replicas))
+        going_on.remove(asked_id)
+
+    shop.on_read = look
+    for _ in range(3):
+        await asyncio.gather(*(replica.turn() for replica in replicas))
+
+    assert together <= {(token_id,), (other_id,), (token_id, other_id)}
+    tasks = await pool.fetch("SELECT status, lease_until FROM task_history")
+    assert [tuple(row) for row in tasks] == [("running", None)] * 4  # all read; the writer ends them
+
+
+async def test_a_reading_that_was_claimed_beside_an_earlier_one_waits(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    """A request that began earlier may be committed later: the claim alone does not see the other one."""
+    moment = {"from": (clock.now() - timedelta(days=1)).isoformat()}
+    token_id = await a_token(pool)
+    first_id = await a_task(pool, token_id, "journal", **moment)
+    first = await replica.planner.claim(1)
+    late_id = await a_task(pool, token_id, "journal", **moment)
+    await pool.execute("UPDATE task_history SET created_at = now() - interval '1 hour' WHERE task_id = $1", late_id)
+    late = await replica.planner.claim(1)
+
+    async def plan_the_late_one(_token_id: int) -> None:
+        shop.on_read = None
+        await replica.planner.plan(late[0])
+
+    shop.on_read = plan_the_late_one
+    await replica.planner.plan(first[0])
+
+    assert (await task(pool, first_id))["status"] == "running"
+    waiting = await task(pool, late_id)
+    assert (waiting["status"], waiting["error"]) == ("queued", "another reading of this journal is running")
+
+
+async def test_an_order_that_two_runs_ask_for_is_owed_once(pool: asyncpg.Pool, replica: Replica) -> None:
+    token_id = await a_token(pool)
+    for order_ids in (["a", "b"], ["b", "c"]):
+        await a_task(pool, token_id, "orders", order_ids=order_ids)
+
+    await replica.turn()
+    await Store(pool).apply(
+        collect(
+            [
+                consumed(an_observation(replica.clock.now(), order_id=order_id, token_id=token_id))
+                for order_id in ("b", "c")
+            ],
+            dead_letter_topic="dead",
+        )
+    )
+
+    owed = await pool.fetch("SELECT allegro_order_id, cardinality(run_ids) AS runs FROM pending_fetches")
+    ended = await pool.fetch("SELECT orders_expected, orders_processed, status FROM sync_history ORDER BY status")
+    assert [tuple(row) for row in owed] == [("a", 1)]
+    assert [tuple(row) for row in ended] == [(2, 2, "completed"), (2, 1, "running")]
 
 
 async def test_a_reading_that_found_nothing_new_ends(

@@ -1,7 +1,7 @@
 """Work on demand and its control (requirements B5, B7): a task is a row that the poller claims."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
@@ -40,6 +40,13 @@ SELECT task_id, user_id, user_token_id AS token_id, kind, parameters, status, re
 # Two requests at the same moment must not both find none. The token's row is not locked for this: whoever refreshes
 # the token holds it for the length of a call to Allegro.
 _ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('orders_backup_tasks', $1))"
+
+# A re-reading that has read to the end waits for its orders only: it would not see what is asked for now.
+_JOINABLE = f"""{_COLUMNS}
+ WHERE user_token_id = $1 AND kind = ANY($2)
+   AND (status = 'queued' OR status = 'running' AND (kind <> 'journal' OR lease_until IS NOT NULL))
+ ORDER BY created_at
+"""
 
 _INSERT = """
 INSERT INTO task_history (task_id, user_token_id, user_id, kind, parameters, requested_by, correlation_id)
@@ -187,21 +194,16 @@ async def start_manual_sync(
     """Start a run: a time frame (`manual`, the default), everything (`full`), the `journal` again, or certain `orders`.
 
     A listing that is asked for while one that covers it is going on or waiting joins it; any other waits until that
-    has ended: two listings of a seller never run at once.
+    has ended: two listings of a seller never run at once, nor do two readings of the journal. An order that several
+    runs ask for is looked at once for all of them.
     """
     if user.status not in _USABLE:
         raise ConsentRequiredError(user.status_reason or f"The token of user {user.user_id!r} is {user.status}.")
     async with context.pool.acquire() as connection, connection.transaction():
         await connection.execute(_ONE_AT_A_TIME, user.token_id)
-        if body.kind in LISTING_KINDS:
-            for row in await connection.fetch(
-                f"{_COLUMNS} WHERE user_token_id = $1 AND kind = ANY($2) AND status IN ('queued', 'running')"
-                " ORDER BY created_at",
-                user.token_id,
-                list(LISTING_KINDS),
-            ):
-                if covers(json.loads(row["parameters"]), body.parameters()):
-                    return StartedTask(**_fields(row), joined=True)
+        for row in await connection.fetch(_JOINABLE, user.token_id, _joinable_kinds(body.kind)):
+            if covers(json.loads(row["parameters"]), body.parameters()):
+                return StartedTask(**_fields(row), joined=True)
         task_id = uuid4()
         await connection.execute(
             _INSERT,
@@ -268,8 +270,15 @@ async def stop_task(task_id: TaskId, context: Context) -> Task:
     return task
 
 
+def _joinable_kinds(kind: str) -> Sequence[str]:
+    """The kinds of tasks that may do what a new one of this kind is for."""
+    if kind in LISTING_KINDS:
+        return LISTING_KINDS
+    return ("journal",) if kind == "journal" else ()
+
+
 def covers(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a listing with the parameters `present` brings everything that one with `wanted` would."""
+    """Whether a task with the parameters `present` brings everything that one with `wanted` would."""
     start, wanted_start = present.get("from"), wanted.get("from")
     end, wanted_end = present.get("to"), wanted.get("to")
     from_early_enough = start is None or (wanted_start is not None and _moment(start) <= _moment(wanted_start))
