@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,18 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from shared.kafka import OutgoingRecord
 from shared.logs import scrub
 from shared.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
 
 _MAX_ERROR_LENGTH = 2000
-
-Headers = Sequence[tuple[str, bytes | None]]
+_PREFIX = "dead-letter-"
+_CAUSE_HEADERS = frozenset(
+    f"{_PREFIX}{name}"
+    for name in ("null", "service", "topic", "partition", "offset", "error-type", "error", "attempts")
+)
 
 
 @dataclass(frozen=True)
@@ -75,42 +79,54 @@ class DeadLetter:
         pairs = [(name, None if value is None else base64.b64encode(value).decode()) for name, value in self.headers]
         return json.dumps(pairs).encode()
 
-    def record_headers(self) -> list[tuple[str, bytes]]:
-        """Headers of the record on the dead-letter topic: the original ones that are not null, and the cause."""
-        original = [(name, value) for name, value in self.headers if value is not None]
-        return [
-            *original,
-            ("dead-letter-service", self.service.encode()),
-            ("dead-letter-topic", self.topic.encode()),
-            ("dead-letter-partition", str(self.partition).encode()),
-            ("dead-letter-offset", str(self.offset).encode()),
-            ("dead-letter-error-type", self.error_type.encode()),
-            ("dead-letter-error", self.error.encode()),
-            ("dead-letter-attempts", str(self.attempts).encode()),
-        ]
+    def outgoing(self) -> OutgoingRecord:
+        """The record on the dead-letter topic: as it came, with the cause as its last headers.
+
+        Where key or value was null it is empty there, and a header says so: aiokafka sends no record without both.
+        """
+        absent = [name for name, data in (("key", self.key), ("value", self.value)) if data is None]
+        cause = {
+            "null": " ".join(absent),
+            "service": self.service,
+            "topic": self.topic,
+            "partition": str(self.partition),
+            "offset": str(self.offset),
+            "error-type": self.error_type,
+            "error": self.error,
+            "attempts": str(self.attempts),
+        }
+        headers = [*self.headers, *((f"{_PREFIX}{name}", text.encode()) for name, text in cause.items())]
+        return self.key or b"", self.value or b"", headers
 
     @classmethod
     def from_record(cls, record: ConsumerRecord) -> "DeadLetter":
-        """Read one back from the dead-letter topic; whatever it lacks is filled with where it was found."""
-        own: dict[str, bytes] = {
-            name: value for name, value in record.headers if name.startswith("dead-letter-") and value is not None
-        }
+        """Read one back from the dead-letter topic; whatever it lacks is filled with where it was found.
+
+        Only the last headers are ours: a record that was set aside before, and copied by hand, has such ones itself.
+        """
+        headers = tuple(record.headers)
+        own: dict[str, bytes] = {}
+        while headers and headers[-1][0] in _CAUSE_HEADERS and headers[-1][0] not in own:
+            name, value = headers[-1]
+            own[name] = value or b""
+            headers = headers[:-1]
 
         def text(name: str, default: str) -> str:
-            return own.get(f"dead-letter-{name}", default.encode()).decode("utf-8", "replace")
+            return own.get(f"{_PREFIX}{name}", default.encode()).decode("utf-8", "replace")
 
         def number(name: str, default: int) -> int:
             found = text(name, "")
             return int(found) if found.isdigit() else default
 
+        absent = text("null", "").split()
         return cls(
             service=text("service", "unknown"),
             topic=text("topic", record.topic),
             partition=number("partition", record.partition),
             offset=number("offset", record.offset),
-            key=record.key,
-            value=record.value,
-            headers=tuple((name, value) for name, value in record.headers if name not in own),
+            key=None if "key" in absent else record.key,
+            value=None if "value" in absent else record.value,
+            headers=headers,
             error_type=text("error-type", "unknown"),
             error=text("error", ""),
             attempts=number("attempts", 1),

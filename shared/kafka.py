@@ -20,8 +20,8 @@ from shared.topics import create_topics
 
 logger = logging.getLogger(__name__)
 
-OutgoingRecord = tuple[bytes, bytes, Sequence[tuple[str, bytes]]]
-"""Key, value, headers."""
+OutgoingRecord = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
+"""Key, value, headers; not both of key and value are null."""
 
 _LINGER_MS = 10
 _MAX_BATCH_BYTES = 256 * 1024
@@ -37,8 +37,8 @@ class PublishFailedError(TransientError):
     """Not every record was acknowledged: some may be there, none is known to be. Publish all of them again."""
 
 
-class RecordTooLargeError(PermanentError):
-    """A record that Kafka will never take."""
+class UnsendableRecordError(PermanentError):
+    """A record that Kafka, or its client, will never take: it is too large, or has neither key nor value."""
 
 
 class RecordProducer:
@@ -82,19 +82,21 @@ class RecordProducer:
     async def publish_all(self, topic: str, records: Iterable[OutgoingRecord]) -> None:
         """Publish in order, each to its key's partition, and wait for every acknowledgement.
 
-        Raises PublishFailedError if one of them is missing, RecordTooLargeError for a record that never can be sent.
+        Raises PublishFailedError if one of them is missing, UnsendableRecordError for a record that never can be sent.
         """
         producer = await self._connected()
         acknowledgements: list[asyncio.Future[Any]] = []
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 for key, value, headers in records:
+                    if key is None and value is None:
+                        raise UnsendableRecordError(f"{topic}: a record without key and value")
                     sent = await producer.send(topic, value, key=key, headers=list(headers))
                     sent.add_done_callback(_mark_retrieved)
                     acknowledgements.append(sent)
                 await asyncio.gather(*acknowledgements)
         except MessageSizeTooLargeError as error:
-            raise RecordTooLargeError(f"{topic}: {error}") from error
+            raise UnsendableRecordError(f"{topic}: {error}") from error
         except (KafkaError, TimeoutError) as error:
             if self._settings.kafka_idempotent_producer:
                 await self._discard(producer)

@@ -174,6 +174,10 @@ class DeadLetterResolvedError(Problem):
     status, slug, title = HTTPStatus.CONFLICT, "dead-letter-resolved", "The dead letter has been dealt with"
 
 
+class DeadLetterUnsendableError(Problem):
+    status, slug, title = HTTPStatus.CONFLICT, "dead-letter-unsendable", "Kafka takes no such record"
+
+
 class AllegroUnavailableError(Problem):
     status, slug, title = HTTPStatus.BAD_GATEWAY, "allegro-unavailable", "Allegro did not answer as it should"
 

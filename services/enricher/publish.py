@@ -31,6 +31,4 @@ class Publisher:
     async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
         """Set a record aside as it came, with its cause; raises PublishFailedError."""
         letter = DeadLetter.of(record, error, service=SERVICE, attempts=attempts)
-        await self._producer.publish_all(
-            self._topics.dead_letters, [(letter.key or b"", letter.value or b"", letter.record_headers())]
-        )
+        await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])

@@ -16,7 +16,7 @@ from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
 from shared.delivery import DeadLetter, RebalanceLog, commit, next_offsets
-from shared.kafka import RecordProducer
+from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.service import is_transient
 from shared.topics import Topics
 
@@ -141,12 +141,15 @@ class Writer:
 
     async def _apply(self, batch: Batch, storable: Mapping[bytes, Storable] | None = None) -> Written:
         written = await self._store.apply(batch, storable=storable)
-        if batch.unreadable:  # stored already; the topic tells others
-            await self._producer.publish_all(
-                self._topics.dead_letters,
-                [(letter.key or b"", letter.value or b"", letter.record_headers()) for letter in batch.unreadable],
-            )
+        await asyncio.gather(*(self._tell(letter) for letter in batch.unreadable))
         return written
+
+    async def _tell(self, letter: DeadLetter) -> None:
+        """Others read the topic; what matters is stored by now."""
+        try:
+            await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])
+        except UnsendableRecordError as error:
+            logger.warning("dead letter not published, only stored", extra={"error": str(error)})
 
     async def _set_aside(self, record: ConsumerRecord, batch: Batch, refusal: RefusedError) -> Written:
         """Store a document that jsonb cannot hold beside its exact bytes; what is refused still is a dead letter."""

@@ -14,6 +14,7 @@ from services.api.settings import ApiSettings
 pytestmark = pytest.mark.integration
 
 HEADERS: list[tuple[str, bytes | None]] = [("correlation-id", b"abc"), ("odd", b"\xff\x00"), ("empty", b"")]
+HEADERS += [("null", None)]
 
 
 HALF = b'{"half": "\xff'
@@ -89,8 +90,17 @@ async def test_a_record_without_key_is_shown_and_replayed(
     await api.post(f"/api/v1/dead-letters/{identifier}/replay")
 
     assert (shown["key"], shown["text"], shown["size"]) == (None, "text", 4)
-    assert [header["name"] for header in shown["headers"]] == ["correlation-id", "odd", "empty"]
+    assert [header["name"] for header in shown["headers"]] == ["correlation-id", "odd", "empty", "null"]
     assert [(key, value) for key, value, _ in await consume(settings, 1)] == [(None, b"text")]
+
+
+async def test_what_kafka_does_not_take_stays_open(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    identifier = await a_dead_letter(pool, "orders", key=None, value=None)
+
+    answer = await api.post(f"/api/v1/dead-letters/{identifier}/replay")
+
+    assert (answer.status_code, answer.json()["title"]) == (409, "Kafka takes no such record")
+    assert await pool.fetchval("SELECT status FROM dead_letters") == "open"
 
 
 async def test_dropping_keeps_the_row_and_lists_filter(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:

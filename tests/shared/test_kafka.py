@@ -12,7 +12,7 @@ from shared.errors import ConfigurationError
 from shared.kafka import (
     PublishFailedError,
     RecordProducer,
-    RecordTooLargeError,
+    UnsendableRecordError,
     check_kafka,
     ensure_topics,
     faststream_broker,
@@ -86,8 +86,10 @@ async def test_a_broker_that_is_away_is_an_error_in_time() -> None:
 async def test_a_record_that_kafka_never_takes_is_told_apart(kafka_bootstrap: str, fresh_topics: str) -> None:
     where = settings(kafka_bootstrap, fresh_topics)
     async with RecordProducer(where, service="test") as producer:
-        with pytest.raises(RecordTooLargeError):
+        with pytest.raises(UnsendableRecordError):
             await producer.publish_all(where.topics.orders, [(b"1", bytes(13 << 20), [])])
+        with pytest.raises(UnsendableRecordError):
+            await producer.publish_all(where.topics.orders, [(None, None, [])])
 
 
 async def test_missing_topics_are_waited_for_and_then_named_with_what_creates_them(

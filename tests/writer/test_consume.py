@@ -17,7 +17,7 @@ from services.writer.metrics import Metrics
 from services.writer.store import Store, Written
 from shared.database import open_pool
 from shared.delivery import open_consumer
-from shared.kafka import RecordProducer
+from shared.kafka import MAX_RECORD_BYTES, RecordProducer
 from shared.messages import RawJson, Record
 from shared.settings import KafkaSettings
 from tests.builders import AN_ORDER, NOON, a_token, after, an_event, an_observation, consumed
@@ -137,6 +137,18 @@ async def test_unreadable_records_are_set_aside_with_their_bytes_and_block_nothi
         DEEP,
     }
     assert {letter["error_type"] for letter in letters} == {"UnreadableRecordError"}
+
+
+async def test_a_dead_letter_that_kafka_does_not_take_is_stored_all_the_same(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    """A record as large as may be, with its cause, is larger than may be."""
+    writer = a_writer(settings, Store(pool), producer, metrics)
+
+    written = await writer.store([consumed(bytes(MAX_RECORD_BYTES), offset=0), consumed(b"no json", offset=1)])
+
+    assert written.dead_letters == 2
+    assert await pool.fetchval("SELECT max(length(value)) FROM dead_letters") == MAX_RECORD_BYTES
 
 
 async def test_documents_that_jsonb_refuses_are_kept_byte_for_byte_among_others(

@@ -3,7 +3,7 @@
 import base64
 import json
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import asyncpg
 from fastapi import APIRouter, Query, Request, Response
@@ -15,11 +15,12 @@ from services.api.pagination import Cursor, Limit, Page, cut, links
 from services.api.parameters import RowId
 from services.api.problems import (
     DeadLetterResolvedError,
+    DeadLetterUnsendableError,
     KafkaUnavailableError,
     UnknownDeadLetterError,
     documented,
 )
-from shared.kafka import OutgoingRecord
+from shared.kafka import OutgoingRecord, UnsendableRecordError
 
 router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"])
 
@@ -139,13 +140,18 @@ async def get_dead_letter(dead_letter_id: RowId, context: Context) -> DeadLetter
 
 @router.post(
     "/{dead_letter_id}/replay",
-    responses=documented(UnknownDeadLetterError, DeadLetterResolvedError, KafkaUnavailableError),
+    responses=documented(
+        UnknownDeadLetterError, DeadLetterResolvedError, DeadLetterUnsendableError, KafkaUnavailableError
+    ),
 )
 async def replay_dead_letter(dead_letter_id: RowId, context: Context) -> DeadLetter:
     """Publish the record again, as it came, on the topic it came from; if it fails again, it is a new dead letter."""
     async with context.pool.acquire() as connection, connection.transaction():
         row = await _open_row(connection, dead_letter_id)
-        await context.producer.publish_all(row["topic"], [_outgoing(row)])
+        try:
+            await context.producer.publish_all(row["topic"], [_outgoing(row)])
+        except UnsendableRecordError as error:
+            raise DeadLetterUnsendableError(str(error)) from error
         await connection.execute(_RESOLVE, dead_letter_id, "replayed")
     return await _summary(context, dead_letter_id)
 
@@ -178,9 +184,7 @@ async def _open_row(connection: asyncpg.Connection, dead_letter_id: int) -> asyn
 
 def _outgoing(row: asyncpg.Record) -> OutgoingRecord:
     """Key, value and headers byte for byte; any of them may be null, as it was when it came."""
-    headers: Any = [
-        (name, None if value is None else base64.b64decode(value)) for name, value in json.loads(row["headers"])
-    ]
+    headers = [(name, None if value is None else base64.b64decode(value)) for name, value in json.loads(row["headers"])]
     return row["key"], row["value"], headers
 
 
