@@ -9,7 +9,7 @@ export KAFKA ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness bench-bulk-load test test-integration lint format lock audit clean
+.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness bench-bulk-load test test-integration lint format lock audit clean bench-pipeline lock-peers
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -54,6 +54,8 @@ bench-freshness: $(STAMP) ## measure how long new events wait until they are com
 
 bench-bulk-load: $(STAMP) ## measure the memory of a load of 100,000 orders, killed in the middle
 	@$(BIN)/python -m benchmarks.bulk_load $(ARGS)
+bench-pipeline: $(STAMP) ## measure the whole way against dlt, PyAirbyte and Singer (installed into .bench/)
+	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
 
 bench-http: $(STAMP) ## measure the HTTP client against others as concurrency grows
 	@$(BIN)/python -m benchmarks.http_transport
@@ -75,6 +77,11 @@ lock: $(STAMP) ## resolve pyproject.toml into the hashed lock files again
 		pyproject.toml --extra dev --output-file requirements/dev.lock
 	@{ echo '# uv itself, which installs everything else: pip checks these hashes, uv those of the other locks. Made by `make lock`.'; \
 		awk '/^[a-z]/ { ours = /^uv==/ } ours && !/^ *#/' requirements/dev.lock; } > requirements/uv.lock
+
+lock-peers: $(STAMP) ## resolve what bench-pipeline compares with into its hashed lock files again
+	@for peer in dlt pyairbyte singer; do \
+		$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+			benchmarks/peers/$$peer.in --output-file benchmarks/peers/$$peer.lock; done
 
 audit: $(STAMP) ## look up the locked packages in the vulnerability databases
 	@$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements/runtime.lock
