@@ -87,7 +87,7 @@ def _named_by_the_journal(token: str) -> dict[str, Any]:
         "parent_stream_configs": [
             {
                 "type": "ParentStreamConfig",
-                "parent_key": "order.checkoutForm.id",
+                "parent_key": "order/checkoutForm/id",
                 "partition_field": "order_id",
                 "stream": journal,
             }

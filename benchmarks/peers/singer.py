@@ -20,6 +20,7 @@ def main() -> None:
                 "default_target_schema": "peer",
                 "use_copy": True,
                 "add_record_metadata": False,
+                "activate_version": False,
                 "batch_size_rows": 5000,
             }
         )
