@@ -16,7 +16,7 @@ def main() -> None:
     config.write_text(
         json.dumps(
             {
-                "sqlalchemy_url": job.database.replace("postgresql://", "postgresql+psycopg2://"),
+                "sqlalchemy_url": job.database.replace("postgresql://", "postgresql+psycopg://"),
                 "default_target_schema": "peer",
                 "use_copy": True,
                 "add_record_metadata": False,

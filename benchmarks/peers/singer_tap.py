@@ -6,6 +6,7 @@ from typing import Any
 
 from job import EVENTS_PAGE, PAGE, Job
 from singer_sdk import Stream, Tap
+from singer_sdk.helpers._typing import TypeConformanceLevel
 from singer_sdk.pagination import BaseOffsetPaginator
 from singer_sdk.streams import RESTStream
 
@@ -30,6 +31,8 @@ class _OfOneSeller(RESTStream[Any]):
 
     url_base = job.url
     primary_keys = ("id",)
+    # Everything below the first level is kept as it comes.
+    TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.ROOT_ONLY
     schema = _SCHEMA
 
     @property
@@ -82,6 +85,7 @@ class Fetched(_OfOneSeller):
 
     name = "orders"
     path = "/order/checkout-forms/{order_id}"
+    records_jsonpath = "$"
     parent_stream_type = Journal
     state_partitioning_keys = ()
 
