@@ -5,7 +5,9 @@ While PostgreSQL works on one batch, the next one is fetched and decoded; batche
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -25,15 +27,19 @@ logger = logging.getLogger(__name__)
 _POLL_TIMEOUT_MS = 200
 # Decoded without a pause: about a millisecond.
 _SLICE_RECORDS = 25
+# From the beginning of a batch to that of the next one, unless that is full.
+_SHORTEST_BATCH_SECONDS = 0.03
+# While a batch is being stored, more is taken and decoded this often.
+_LOOK_SECONDS = 0.02
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class _Polled:
-    """The records of one poll, and what they come to."""
+class _Gathered:
+    """The records of a batch, and what they come to."""
 
-    records: Sequence[ConsumerRecord]
+    records: list[ConsumerRecord]
     batch: Batch
 
 
@@ -63,8 +69,11 @@ class Writer:
         self._max_records = max_records
         self._progressed = progressed
         self._stored = stored
+        self._free = asyncio.Event()
+        self._free.set()
+        self._free_at = 0.0
         self.is_behind = False
-        """Whether the last poll was full: there is more to store, and that comes before everything else."""
+        """Whether the last batch was full: there is more to store, and that comes before everything else."""
 
     async def run(self) -> None:
         """Consume until cancelled. A batch in hand is then dropped: it was not committed and comes again."""
@@ -78,38 +87,69 @@ class Writer:
             await consumer.stop()
 
     async def _consume(self, consumer: AIOKafkaConsumer) -> None:
-        following = asyncio.create_task(self._poll(consumer))
+        following = asyncio.create_task(self._gather(consumer))
         try:
             while True:
-                polled = await following
-                following = asyncio.create_task(self._poll(consumer))
-                if polled.records:
-                    await self._until_durable(polled)
-                    if not self.is_behind:
-                        self._stored()
-                    await commit(consumer, next_offsets(polled.records))
+                gathered = await following
+                following = asyncio.create_task(self._gather(consumer))
+                if gathered.records:
+                    await self._store_and_commit(consumer, gathered)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 
-    async def _poll(self, consumer: AIOKafkaConsumer) -> _Polled:
-        polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._max_records)
+    async def _store_and_commit(self, consumer: AIOKafkaConsumer, gathered: _Gathered) -> None:
+        self._free.clear()
+        free_at = time.monotonic() + _SHORTEST_BATCH_SECONDS
+        await self._until_durable(gathered)
+        if not self.is_behind:
+            self._stored()
+        await commit(consumer, next_offsets(gathered.records))
+        self._free_at = free_at
+        self._free.set()
+
+    async def _gather(self, consumer: AIOKafkaConsumer) -> _Gathered:
+        """What there is; and while the batch before is not done, or began just now, what comes until then.
+
+        A batch costs the same whether it holds one record or fifty. So under load it takes what comes meanwhile,
+        and a record that comes to an idle writer waits for nothing.
+        """
+        gathered = _Gathered([], Batch())
+        await self._take(consumer, gathered, timeout_ms=_POLL_TIMEOUT_MS)
+        while 0 < len(gathered.records) < self._max_records and (wait := self._busy_seconds()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._free.wait()
+                    await asyncio.sleep(self._busy_seconds())
+            await self._take(consumer, gathered, timeout_ms=0)
+        self.is_behind = len(gathered.records) >= self._max_records
+        return gathered
+
+    def _busy_seconds(self) -> float:
+        """How long not to look whether there is more; 0 if the next batch may be stored at once."""
+        if self._free.is_set():
+            return max(self._free_at - time.monotonic(), 0.0)
+        return _LOOK_SECONDS
+
+    async def _take(self, consumer: AIOKafkaConsumer, gathered: _Gathered, *, timeout_ms: int) -> None:
+        """Add the records of one poll."""
+        room = self._max_records - len(gathered.records)
+        polled = await consumer.getmany(timeout_ms=timeout_ms, max_records=room)
         self._progressed()
         records = list(chain.from_iterable(polled.values()))
-        self.is_behind = len(records) >= self._max_records
-        batch = Batch()
         for start in range(0, len(records), _SLICE_RECORDS):
-            extend(batch, records[start : start + _SLICE_RECORDS], dead_letter_topic=self._topics.dead_letters)
+            part = records[start : start + _SLICE_RECORDS]
+            extend(gathered.batch, part, dead_letter_topic=self._topics.dead_letters)
+            gathered.records.extend(part)
             await asyncio.sleep(0)  # else PostgreSQL waits for the next statement of the batch before this one
-        return _Polled(records, batch)
 
-    async def _until_durable(self, polled: _Polled) -> None:
+    async def _until_durable(self, gathered: _Gathered) -> None:
         """Store the records; while PostgreSQL or Kafka is away, wait: nothing is set aside for that."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
                 with self._metrics.batch_seconds.time():
-                    written = await self._store_all(polled)
+                    written = await self._store_all(gathered)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -119,7 +159,7 @@ class Writer:
                 self._progressed()  # waiting is what it should do now
                 delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
             else:
-                self._metrics.observe(written, len(polled.records))
+                self._metrics.observe(written, len(gathered.records))
                 return
 
     async def store(self, records: Sequence[ConsumerRecord]) -> Written:
@@ -127,10 +167,12 @@ class Writer:
 
         If it refuses, the guilty record is found by halving; the rest lands. Raises only what is worth waiting for.
         """
-        return await self._store_all(_Polled(records, collect(records, dead_letter_topic=self._topics.dead_letters)))
+        return await self._store_all(
+            _Gathered(list(records), collect(records, dead_letter_topic=self._topics.dead_letters))
+        )
 
-    async def _store_all(self, polled: _Polled) -> Written:
-        records, batch = polled.records, polled.batch
+    async def _store_all(self, gathered: _Gathered) -> Written:
+        records, batch = gathered.records, gathered.batch
         try:
             return await self._apply(batch)
         except RefusedError as refusal:
