@@ -7,9 +7,10 @@ PACKAGES := services shared cli migrations simulator devstack benchmarks tests
 # Which broker: embedded (default), apache or docker. DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS win over it.
 export KAFKA ?=
 ARGS ?=
+BENCHES := $(shell sed -n 's/^bench-\([a-z]*\):.*/\1/p' Makefile)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness bench-bulk-load test test-integration lint format lock audit clean bench-pipeline lock-peers
+.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness bench-bulk-load test test-integration lint format lock audit clean bench-pipeline lock-peers bench-floor
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -56,6 +57,14 @@ bench-bulk-load: $(STAMP) ## measure the memory of a load of 100,000 orders, kil
 	@$(BIN)/python -m benchmarks.bulk_load $(ARGS)
 bench-pipeline: $(STAMP) ## measure the whole way against dlt, PyAirbyte and Singer (installed into .bench/)
 	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
+
+bench: ## run every benchmark, one after the other; the exit code is 0 only if all goals are met
+	@failed=; for bench in $(BENCHES); do \
+		echo "== $$bench"; $(MAKE) --no-print-directory bench-$$bench || failed="$$failed $$bench"; done; \
+		test -z "$$failed" || { echo "goals missed:$$failed"; exit 1; }
+
+bench-floor: $(STAMP) ## show what each stage's time goes into; flame graphs in docs/flames/ (ARGS=--help)
+	@$(BIN)/python -m benchmarks.floor $(ARGS)
 
 bench-http: $(STAMP) ## measure the HTTP client against others as concurrency grows
 	@$(BIN)/python -m benchmarks.http_transport

@@ -17,8 +17,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -184,11 +184,21 @@ async def _to_bring(control: Control, load: Load) -> int:
     return int(there["orders" if load.mode == "list" else "events"])
 
 
+Around = Callable[[Stack], AbstractAsyncContextManager[None]]
+"""What else happens while the job is done, from right before it to right after it."""
+
+
+@asynccontextmanager
+async def _nothing(_stack: Stack) -> AsyncIterator[None]:
+    yield
+
+
 class Ours:
     """The product, as `make up` runs it."""
 
-    def __init__(self, stack: Stack, load: Load, control: Control, api: httpx.AsyncClient) -> None:
+    def __init__(self, stack: Stack, load: Load, control: Control, api: httpx.AsyncClient, around: Around) -> None:
         self._stack = stack
+        self._around = around
         self._load = load
         self._control = control
         self._api = api
@@ -217,10 +227,11 @@ class Ours:
         return await self._timed(orders, [self._post("/sync/activate", {"user_id": user}) for user in self._users])
 
     async def _timed(self, orders: int, requests: Sequence[Awaitable[Any]]) -> Result:
-        before, began = self._cpu(), time.perf_counter()
-        await asyncio.gather(*requests)
-        await self._until(orders)
-        seconds, after = time.perf_counter() - began, self._cpu()
+        async with self._around(self._stack):
+            before, began = self._cpu(), time.perf_counter()
+            await asyncio.gather(*requests)
+            await self._until(orders)
+            seconds, after = time.perf_counter() - began, self._cpu()
         spent = {name: after[name] - before[name] for name in after}
         return Result(orders, seconds, sum(spent.get(name, 0.0) for name in _OURS), spent)
 
@@ -285,10 +296,12 @@ async def _product(stack: Stack) -> AsyncIterator[tuple[Control, httpx.AsyncClie
         yield control, api
 
 
-def _measure_ours(load: Load) -> Result:
+def measure_ours(load: Load, around: Around = _nothing) -> Result:
+    """Start everything, do the job once, stop everything."""
+
     async def measure() -> Result:
         async with _product(stack) as (control, api):
-            return await Ours(stack, load, control, api).measure()
+            return await Ours(stack, load, control, api, around).measure()
 
     with _stack(load) as stack:
         stack.set_up()
@@ -313,7 +326,8 @@ def _environments(folder: Path, peers: Sequence[Peer]) -> Mapping[str, Path]:
     return pythons
 
 
-def _show(mode: Mode, name: str, result: Result) -> None:
+def show(mode: Mode, name: str, result: Result) -> None:
+    """Print a line of the table."""
     _say(
         f"{mode:<7} {name:<14} {result.rate:>7.0f} orders/s {result.cpu_per_thousand:>6.2f} CPU s per 1,000"
         f"   ({result.orders} orders in {result.seconds:.1f} s)"
@@ -357,14 +371,14 @@ def main() -> None:
         if options.mode and mode not in options.mode:
             continue
         orders = options.list_orders if mode == "list" else options.event_orders
-        ours = _measure_ours(Load(mode, options.sellers, orders))
-        _show(mode, "ours", ours)
+        ours = measure_ours(Load(mode, options.sellers, orders))
+        show(mode, "ours", ours)
         others = {}
         for peer in peers:
             load = Load(mode, options.sellers, max(1, round(orders * peer.share)))
             with _stack(load) as stack:
                 others[peer.name] = uvloop.run(_peer(stack, load, peer, pythons[peer.environment]))
-            _show(mode, peer.name, others[peer.name])
+            show(mode, peer.name, others[peer.name])
         measures += _measures(mode, ours, others)
     sys.exit(0 if report(measures) else 1)
 
