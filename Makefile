@@ -7,10 +7,10 @@ PACKAGES := services shared cli migrations simulator devstack benchmarks tests
 # Which broker: embedded (default), apache or docker. DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS win over it.
 export KAFKA ?=
 ARGS ?=
-BENCHES := $(shell sed -n 's/^bench-\([a-z]*\):.*/\1/p' Makefile)
+BENCHES := $(shell sed -n 's/^bench-\([a-z-]*\):.*/\1/p' Makefile)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench-http bench-writer bench-limits bench-freshness bench-bulk-load test test-integration lint format lock audit clean bench-pipeline lock-peers bench-floor
+.PHONY: help install demo up bench $(addprefix bench-,$(BENCHES)) test test-integration lint format lock lock-peers audit clean
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -55,6 +55,7 @@ bench-freshness: $(STAMP) ## measure how long new events wait until they are com
 
 bench-bulk-load: $(STAMP) ## measure the memory of a load of 100,000 orders, killed in the middle
 	@$(BIN)/python -m benchmarks.bulk_load $(ARGS)
+
 bench-pipeline: $(STAMP) ## measure the whole way against dlt, PyAirbyte and Singer (installed into .bench/)
 	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
 
