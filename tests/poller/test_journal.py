@@ -256,6 +256,33 @@ async def test_while_kafka_is_away_no_seller_is_blamed_and_allegro_is_left_alone
     assert len(world.allegro.reads) == 1
 
 
+async def test_looks_that_were_missed_are_not_made_up_for(world: World) -> None:
+    await world.pool.execute("UPDATE active_sync_schedules SET next_run = now() - interval '3 days'")
+
+    for _ in range(3):
+        await asyncio.gather(*(world.replica(f"replica-{number}").turn() for number in range(4)))
+
+    until_the_next = await world.pool.fetchval("SELECT next_run - last_run FROM active_sync_schedules")
+    assert len(world.allegro.reads) == 1
+    assert timedelta(seconds=171) <= until_the_next <= timedelta(seconds=189)
+
+
+async def test_a_journal_that_is_paused_is_left_alone_and_read_on_without_a_gap(world: World) -> None:
+    world.allegro.lines = [a_line(world.base + 1)]
+    await world.turn()
+    await world.pool.execute("UPDATE active_sync_schedules SET status = 'paused'")
+    world.allegro.lines += [a_line(world.base + 2), a_line(world.base + 3)]
+    await world.turn()
+    reads_before = len(world.allegro.reads)
+
+    await world.pool.execute("UPDATE active_sync_schedules SET status = 'active'")
+    await world.turn()
+
+    assert (reads_before, len(world.allegro.reads)) == (1, 2)
+    assert await world.pool.fetchval("SELECT count(*) FROM order_events") == 3
+    assert await world.cursor() == world.base + 3
+
+
 async def test_a_dormant_shop_starts_no_listing(world: World) -> None:
     """Its cursor is as old as its last sale, but somebody has looked all the time."""
     old = to_event_id(world.clock.now() - timedelta(days=200))

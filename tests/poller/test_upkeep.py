@@ -112,6 +112,21 @@ async def test_complete_listings_are_queued_once_however_many_times_were_missed(
     assert timedelta(minutes=59) < least <= most < timedelta(minutes=67)
 
 
+async def test_no_complete_listing_is_queued_while_the_schedule_is_paused_and_one_afterwards(
+    pool: asyncpg.Pool,
+) -> None:
+    await a_schedule(pool, await a_token(pool))
+    await pool.execute("UPDATE active_sync_schedules SET status = 'paused', next_full_run = now() - interval '3 days'")
+    full_runs = FullRuns(pool, SETTINGS)
+
+    await full_runs.turn()
+    while_paused = await pool.fetchval("SELECT count(*) FROM task_history")
+    await pool.execute("UPDATE active_sync_schedules SET status = 'active'")
+    await full_runs.turn()
+
+    assert (while_paused, await pool.fetchval("SELECT count(*) FROM task_history")) == (0, 1)
+
+
 class Vault:
     """Due tokens, each refreshed once; number 13 fails, number 99 is slow."""
 
