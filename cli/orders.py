@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.client import DEFAULT_URL, Api, ApiUrl, part
-from cli.output import AsJson, show_fields, show_json, show_table
+from cli.output import AsJson, show_fields, show_rows, show_table
 from shared.database import close_pool, open_pool
 from shared.order_state import republish_all
 from shared.settings import DatabaseSettings, load
@@ -40,25 +40,21 @@ def list_orders(
     api_url: ApiUrl = DEFAULT_URL,
 ) -> None:
     """Orders of a seller."""
+    filters = {
+        "status": status,
+        "fulfillment_status": fulfillment_status,
+        "bought_from": bought_from,
+        "bought_to": bought_to,
+        "updated_since": updated_since,
+        "buyer_login": buyer_login,
+        "sort": sort,
+    }
+    path = f"/orders/{part(user_id)}"
     with Api(api_url) as api:
-        orders = list(
-            api.items(
-                f"/orders/{part(user_id)}",
-                at_most=limit,
-                status=status,
-                fulfillment_status=fulfillment_status,
-                bought_from=bought_from,
-                bought_to=bought_to,
-                updated_since=updated_since,
-                buyer_login=buyer_login,
-                sort=sort,
-                fields=fields if as_json else None,
-            )
-        )
-    if as_json:
-        show_json(orders)
-    else:
-        show_table(orders, _LIST, empty="no orders")
+        if as_json:
+            show_rows(list(api.rows(path, at_most=limit, fields=fields, **filters)))
+        else:
+            show_table(list(api.items(path, at_most=limit, **filters)), _LIST, empty="no orders")
 
 
 @app.command()

@@ -27,6 +27,14 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def show_rows(rows: Iterable[bytes]) -> None:
+    """One JSON array of rows that are JSON already, one a line."""
+    sys.stdout.write("[")
+    for number, row in enumerate(rows):
+        sys.stdout.write((",\n" if number else "\n") + row.decode())
+    sys.stdout.write("\n]\n")
+
+
 def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
     """One line a row; `columns` are fields of the API's answers."""
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -213,7 +213,13 @@ orders = Table(
     CheckConstraint("observed_by IN ('detail', 'list')", name="observed_by"),
     Index("ix_orders_user_token_id_bought_at", "user_token_id", "bought_at", "id"),
     Index("ix_orders_user_token_id_updated_at", "user_token_id", "updated_at", "id"),
-    Index("ix_orders_user_token_id_buyer_login", "user_token_id", "buyer_login"),
+    Index("ix_orders_user_token_id_id", "user_token_id", "id"),
+    Index("ix_orders_user_token_id_status_bought_at", "user_token_id", "status", "bought_at", "id"),
+    Index(
+        "ix_orders_user_token_id_fulfillment_status_bought_at",
+        *("user_token_id", "fulfillment_status", "bought_at", "id"),
+    ),
+    Index("ix_orders_user_token_id_buyer_login_bought_at", "user_token_id", "buyer_login", "bought_at", "id"),
     Index(
         "ix_orders_user_token_id_successor_order_id",
         "user_token_id",

@@ -113,3 +113,17 @@ async def test_orders_of_another_user_are_not_found(api: httpx.AsyncClient, pool
     answer = await api.get(f"/api/v1/orders/shop-2/{AN_ORDER}")
 
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (404, "unknown-order")
+
+
+async def test_answers_are_compressed_for_who_asks_and_say_the_same(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    await a_token(pool)
+    await store(pool, *(an_observation(order_id=f"o-{number}") for number in range(20)))
+    path = "/api/v1/orders/shop-1?fields=order_data"
+
+    plain = await api.get(path, headers={"Accept-Encoding": "identity"})
+    packed = await api.get(path, headers={"Accept-Encoding": "gzip"})
+
+    assert ("content-encoding" in plain.headers, packed.headers["content-encoding"]) == (False, "gzip")
+    assert int(packed.headers["content-length"]) < len(plain.content) / 4
+    assert packed.content == plain.content
+    assert "accept-encoding" in plain.headers["vary"].lower()

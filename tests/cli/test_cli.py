@@ -162,6 +162,16 @@ class TestCommands:
         assert (status.code, "pending orders" in status.out) == (0, True)
         assert json.loads(paused.out)["status"] == "paused"
 
+    async def test_a_list_of_orders_keeps_the_digits_of_numbers(
+        self, api: Path, orders_backup: Run, pool: asyncpg.Pool
+    ) -> None:
+        await a_connected_seller(pool)
+
+        done = orders_backup("orders", "list", "shop-1", "--fields", "order_id,order_data", "--json")
+
+        assert '"price": 1.10' in done.out
+        assert [order["order_id"] for order in json.loads(done.out)] == [AN_ORDER]
+
     async def test_dead_letters_are_listed_and_dealt_with(
         self, api: Path, orders_backup: Run, pool: asyncpg.Pool
     ) -> None:
