@@ -57,6 +57,9 @@ class RawJson(bytes):
         raise ValueError("must be a JSON object")
 
 
+_SPENT = Field(default=0, ge=0, description="requests that this look took; those of a listing are told by its progress")
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -102,6 +105,7 @@ class OrderEvent(_Record):
     )
     run_id: UUID
     run_last_event_id: int = Field(ge=0, lt=2**63, description="the run is complete when this one is stored")
+    run_requests: int = Field(default=0, ge=0, description="requests that reading the run's events took")
     event: RawJson
 
 
@@ -148,6 +152,7 @@ class OrderObserved(_Record):
     observed_at: AwareDatetime = Field(description="the order's version: a later look wins")
     observed_by: Literal["detail", "list"]
     place: WindowPlace | None = None
+    requests: int = _SPENT
     order: RawJson
 
 
@@ -158,6 +163,7 @@ class OrderMissing(_Record):
     order_id: str
     observed_at: AwareDatetime
     reason: str
+    requests: int = _SPENT
 
 
 class OrderFetchFailed(_Record):
@@ -169,6 +175,7 @@ class OrderFetchFailed(_Record):
     attempts: int = Field(ge=1, description="attempts made, this one included")
     retry_after_seconds: float | None = Field(default=None, ge=0, description="None: it cannot succeed")
     error: str
+    requests: int = _SPENT
 
 
 Outcome = Literal["completed", "stopped", "stalled", "failed"]

@@ -5,16 +5,17 @@ import random
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
+from itertools import chain, repeat
 from typing import Any, Literal
 
 from aiokafka import ConsumerRecord
 
-from services.enricher.hunt import Hunt, Quarry
+from services.enricher.hunt import Hunt, Quarry, Range
 from services.enricher.merge import Wanted, merge, plan
 from services.enricher.publish import Publisher
 from services.enricher.recent import RecentLooks
 from services.enricher.retry import RETRY_WITHOUT_ACCESS, retry_delay
-from shared.allegro.bodies import ListedOrder
+from shared.allegro.bodies import ListedOrder, OrderPage
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import (
     AccessDeniedError,
@@ -22,6 +23,7 @@ from shared.allegro.errors import (
     OrderNotFoundError,
     ReauthorizationRequiredError,
 )
+from shared.allegro.tally import tallied
 from shared.clock import Clock
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated
@@ -36,6 +38,8 @@ from shared.messages import (
     correlation_id_of,
     decode,
 )
+
+_Look = OrderObserved | OrderMissing | OrderFetchFailed
 
 
 class LiveHandler:
@@ -78,32 +82,53 @@ class LiveHandler:
     async def _look(self, token_id: int, wanted: Sequence[Wanted], origins: dict[str, list[ConsumerRecord]]) -> None:
         requests = {request.order_id: request for request in wanted}
         choice = plan(wanted, now=self._clock.now(), list_lag=self._list_lag)
-        missed = await self._hunt(token_id, choice.hunted)
+        missed, in_vain = await self._hunt(token_id, choice.hunted)
+        spent = dict.fromkeys(missed[:1], in_vain)
         waiting = iter([*choice.single, *missed])
 
         async def work() -> None:
             for order_id in waiting:
-                await self._publish([await self._single(token_id, requests[order_id], origins[order_id])])
+                with tallied() as tally:
+                    result = await self._single(token_id, requests[order_id], origins[order_id])
+                cost = tally.requests + spent.get(order_id, 0)
+                await self._publish([result.model_copy(update={"requests": cost})])
 
         # A look is published as soon as it is made, and the next one does not wait for that of another order.
         await _all(work() for _ in range(min(self._detail_concurrency, len(choice.single) + len(missed))))
 
-    async def _hunt(self, token_id: int, quarries: Iterable[Quarry]) -> Sequence[str]:
-        """Look on list pages; returns the ids that have to be fetched one by one."""
+    async def _hunt(self, token_id: int, quarries: Iterable[Quarry]) -> tuple[Sequence[str], int]:
+        """Look on list pages; returns the ids that have to be fetched one by one, and the requests made in vain."""
         hunt = Hunt(quarries)
+        spent = 0
         while (wanted := hunt.next_range()) is not None:
-            try:
-                page = await self._allegro.list_orders(
-                    token_id, bought_from=wanted.bought_from, bought_to=wanted.bought_to, traffic="live"
-                )
-            except (TransientError, PermanentError, ReauthorizationRequiredError):
-                # Pages only save requests: each order is fetched by itself then, and fails, if so, by its own cause.
-                return hunt.abandon()
+            with tallied() as tally:
+                page = await self._page(token_id, wanted)
+            spent += tally.requests
+            if page is None:
+                return hunt.abandon(), spent
+            found = hunt.take(page)
             observed_at = page.requested_at - self._list_lag
-            await self._publish(_observed(token_id, order, observed_at, "list") for order in hunt.take(page))
-        return hunt.missed
+            costs = chain([spent], repeat(0))
+            await self._publish(
+                _observed(token_id, order, observed_at, "list", requests)
+                for order, requests in zip(found, costs, strict=False)
+            )
+            spent = 0 if found else spent
+        return hunt.missed, spent
 
-    async def _single(self, token_id: int, wanted: Wanted, origins: Sequence[ConsumerRecord]) -> Record:
+    async def _page(self, token_id: int, wanted: Range) -> OrderPage | None:
+        """A page of the list; None if there is none: pages only save requests.
+
+        Each order is fetched by itself then, and fails, if so, by its own cause.
+        """
+        try:
+            return await self._allegro.list_orders(
+                token_id, bought_from=wanted.bought_from, bought_to=wanted.bought_to, traffic="live"
+            )
+        except (TransientError, PermanentError, ReauthorizationRequiredError):
+            return None
+
+    async def _single(self, token_id: int, wanted: Wanted, origins: Sequence[ConsumerRecord]) -> _Look:
         """One look; a failure is a result as well, since what becomes of it is written by the writer."""
         started_at = self._clock.now()
         try:
@@ -151,9 +176,16 @@ def _read(raw: ConsumerRecord) -> OrderEvent | OrderFetch:
     return record
 
 
-def _observed(token_id: int, order: ListedOrder, observed_at: datetime, by: Literal["detail", "list"]) -> OrderObserved:
+def _observed(
+    token_id: int, order: ListedOrder, observed_at: datetime, by: Literal["detail", "list"], requests: int = 0
+) -> OrderObserved:
     return OrderObserved(
-        token_id=token_id, order_id=order.order_id, observed_at=observed_at, observed_by=by, order=order.raw
+        token_id=token_id,
+        order_id=order.order_id,
+        observed_at=observed_at,
+        observed_by=by,
+        requests=requests,
+        order=order.raw,
     )
 
 

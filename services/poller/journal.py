@@ -22,6 +22,7 @@ from services.poller.reading import Page, PageReader
 from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
 from shared.allegro.errors import AccessDeniedError, AllegroOutageError, ReauthorizationRequiredError
+from shared.allegro.tally import tallied
 from shared.clock import Clock, from_event_id
 from shared.errors import PermanentError, TransientError
 from shared.kafka import PublishFailedError
@@ -229,17 +230,18 @@ class JournalPoller:
         """Read up to a short page; the pages with something new in them are one run, published when all are read."""
         pages: list[Page] = []
         position = start.after
-        while True:
-            page = await self._reader.page(look.token_id, look.cursor, after=position)
-            position = page.read_up_to
-            if page.links:
-                pages.append(page)
-            if page.is_last or len(pages) >= self._max_pages:
-                break
-        published = await self._publish(look, pages)
+        with tallied() as tally:
+            while True:
+                page = await self._reader.page(look.token_id, look.cursor, after=position)
+                position = page.read_up_to
+                if page.links:
+                    pages.append(page)
+                if page.is_last or len(pages) >= self._max_pages:
+                    break
+        published = await self._publish(look, pages, requests=tally.requests)
         return Outcome(published, position, has_more=not page.is_last)
 
-    async def _publish(self, look: Look, pages: Sequence[Page]) -> int:
+    async def _publish(self, look: Look, pages: Sequence[Page], *, requests: int) -> int:
         if not pages:
             return 0
         run_id = uuid4()
@@ -247,7 +249,9 @@ class JournalPoller:
         records = [
             record
             for page in pages
-            for record in self._reader.records(look.token_id, page, look.cursor, run_id=run_id, run_last=run_last)
+            for record in self._reader.records(
+                look.token_id, page, look.cursor, run_id=run_id, run_last=run_last, run_requests=requests
+            )
         ]
         await self._publisher.events(records, run_id=run_id)
         metrics.published_events.inc(len(records))

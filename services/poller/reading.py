@@ -50,7 +50,9 @@ class PageReader:
             clock_ahead=answer.clock_ahead,
         )
 
-    def records(self, token_id: int, page: Page, cursor: Cursor, *, run_id: UUID, run_last: int) -> list[OrderEvent]:
+    def records(
+        self, token_id: int, page: Page, cursor: Cursor, *, run_id: UUID, run_last: int, run_requests: int = 0
+    ) -> list[OrderEvent]:
         """The records of a page, for a run that is complete when `run_last` is stored."""
         return [
             OrderEvent(
@@ -69,6 +71,7 @@ class PageReader:
                 ),
                 run_id=run_id,
                 run_last_event_id=run_last,
+                run_requests=run_requests,
                 event=link.event.raw,
             )
             for link in page.links

@@ -22,6 +22,7 @@ from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import AllegroError
+from shared.allegro.tally import tallied
 from shared.clock import Clock, to_event_id
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated, scrub
@@ -94,8 +95,8 @@ UPDATE sync_history r SET status = 'failed', completed_at = now(), error = $3
 
 _CREATE_RUN = """
 INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind, window_from, window_to, orders_expected,
-                          last_event_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                          last_event_id, requests)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 """
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('listing ' || $1::bigint, 0))"
@@ -137,7 +138,7 @@ WITH task AS (
      WHERE task_id = $1 AND fence = $2 AND status = 'running' AND stop_requested_at IS NULL
     RETURNING task_id
 ), run AS (
-    UPDATE sync_history r SET progress_at = now()
+    UPDATE sync_history r SET progress_at = now(), requests = r.requests + $4
       FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 )
 SELECT task_id FROM task
@@ -149,7 +150,8 @@ WITH task AS (
      WHERE task_id = $1 AND fence = $2 AND status = 'running'
     RETURNING task_id
 )
-UPDATE sync_history r SET last_event_id = $3 FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
+UPDATE sync_history r SET last_event_id = $3, requests = r.requests + $4
+  FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 """
 
 # Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun. What is owed to them
@@ -280,14 +282,16 @@ class TaskPlanner:
                 await self._plan_listing(task, parameters)
 
     async def _plan_listing(self, task: Task, parameters: TaskParameters) -> None:
-        covered = await self._covered(task.token_id) if task.kind == "initial" else None
+        with tallied() as tally:
+            covered = await self._covered(task.token_id) if task.kind == "initial" else None
         wanted = window(task.kind, parameters, now=self._clock.now())
         run_id = uuid4()
         async with self._pool.acquire() as connection, connection.transaction():
             await self._lock(connection, task)
             if await connection.fetchval(_LISTING_RUNS, task.token_id, list(LISTING_KINDS)):
                 raise TransientError("another listing of this token is running")
-            await self._begin(connection, task, run_id, window=(wanted.bought_from, wanted.bought_to))
+            bounds = (wanted.bought_from, wanted.bought_to)
+            await self._begin(connection, task, run_id, window=bounds, spent=tally.requests)
             if covered is not None:
                 await connection.execute(_COVER, task.token_id, covered)
             await connection.execute(_CREATE_WINDOW, run_id, task.token_id, wanted.bought_from, wanted.bought_to)
@@ -328,10 +332,12 @@ class TaskPlanner:
         run_id = await self._run_of(task)
         cursor = await self._cursor(task.token_id)
         position = max(to_event_id(parameters.from_), 0)
-        last = 0
+        last = spent = 0
         while True:
-            await self._heartbeat(task)
-            page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
+            await self._heartbeat(task, spent)
+            with tallied() as tally:
+                page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
+            spent = tally.requests
             if page.links:
                 last = page.links[-1].event.event_id
                 records = self._reader.records(task.token_id, page, cursor, run_id=run_id, run_last=last)
@@ -340,7 +346,7 @@ class TaskPlanner:
             if page.is_last:
                 break
             position = page.read_up_to
-        await self._pool.execute(_END_READING, task.task_id, task.fence, last)
+        await self._pool.execute(_END_READING, task.task_id, task.fence, last, spent)
 
     async def _run_of(self, task: Task) -> UUID:
         """The run of this task: a new one, or the one that a reader left behind when it died."""
@@ -361,8 +367,9 @@ class TaskPlanner:
         row = await self._pool.fetchrow(_CURSOR, token_id)
         return Cursor(stored_event_id=row["stored_event_id"], covered_event_id=row["covered_event_id"])
 
-    async def _heartbeat(self, task: Task) -> None:
-        if await self._pool.fetchval(_HEARTBEAT, task.task_id, task.fence, self._leases.duration) is None:
+    async def _heartbeat(self, task: Task, spent: int) -> None:
+        """Keep the lease and count the requests since the last time; raises LeaseLostError if it is not ours."""
+        if await self._pool.fetchval(_HEARTBEAT, task.task_id, task.fence, self._leases.duration, spent) is None:
             raise LeaseLostError("it was stopped, or another replica has it")
 
     async def _begin(
@@ -374,13 +381,14 @@ class TaskPlanner:
         window: tuple[datetime, datetime] | tuple[None, None] = (None, None),
         expected: int | None = None,
         last_event_id: int | None = None,
+        spent: int = 0,
         keep_lease: bool = False,
     ) -> None:
         """Make the task a run; raises LeaseLostError if it is not ours any more."""
         ours: str = await connection.execute(_BEGIN_TASK, task.task_id, task.fence, keep_lease)
         if ours.endswith(" 0"):
             raise LeaseLostError("it was stopped, or another replica has it")
-        values: tuple[Any, ...] = (task.token_id, task.user_id, task.kind, *window, expected, last_event_id)
+        values: tuple[Any, ...] = (task.token_id, task.user_id, task.kind, *window, expected, last_event_id, spent)
         await connection.execute(_CREATE_RUN, run_id, task.task_id, *values)
 
 

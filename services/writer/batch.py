@@ -80,6 +80,8 @@ class Batch:
     looked_at: dict[OrderKey, datetime] = field(default_factory=dict)
     missing: dict[OrderKey, OrderMissing] = field(default_factory=dict)
     failures: dict[OrderKey, OrderFetchFailed] = field(default_factory=dict)
+    requests: dict[OrderKey, int] = field(default_factory=dict)
+    """What the looks at an order have cost."""
     walked: defaultdict[tuple[UUID, int], list[Walked]] = field(default_factory=lambda: defaultdict(list))
     progressed: dict[tuple[UUID, int], WindowProgressed] = field(default_factory=dict)
     finished: dict[tuple[UUID, int], WindowFinished] = field(default_factory=dict)
@@ -139,6 +141,12 @@ def _add(batch: Batch, record: Record) -> None:
             raise UnreadableRecordError(f"kind: {record.kind} does not belong on this topic")
 
 
+def _cost(batch: Batch, key: OrderKey, requests: int) -> None:
+    """A repeated record has cost nothing more."""
+    if requests:
+        batch.requests[key] = max(batch.requests.get(key, 0), requests)
+
+
 def _look(batch: Batch, key: OrderKey, observed_at: datetime) -> None:
     known = batch.looked_at.get(key)
     if known is None or observed_at > known:
@@ -152,6 +160,7 @@ def _add_observation(batch: Batch, record: OrderObserved) -> None:
             Walked(record.place.sequence, record.order_id, observation.facts.bought_at)
         )
     _look(batch, observation.key, record.observed_at)
+    _cost(batch, observation.key, record.requests)
     known = batch.observations.get(observation.key)
     if known is None or record.observed_at > known.record.observed_at:
         batch.observations[observation.key] = observation
@@ -163,6 +172,7 @@ def _add_observation(batch: Batch, record: OrderObserved) -> None:
 def _add_missing(batch: Batch, record: OrderMissing) -> None:
     key = record.token_id, record.order_id
     _look(batch, key, record.observed_at)
+    _cost(batch, key, record.requests)
     seen = batch.observations.get(key)
     known = batch.missing.get(key)
     if (seen is None or record.observed_at > seen.record.observed_at) and (
@@ -173,6 +183,7 @@ def _add_missing(batch: Batch, record: OrderMissing) -> None:
 
 def _add_failure(batch: Batch, record: OrderFetchFailed) -> None:
     key = record.token_id, record.order_id
+    _cost(batch, key, record.requests)
     known = batch.failures.get(key)
     if known is None or record.attempts > known.attempts:
         batch.failures[key] = record

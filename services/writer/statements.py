@@ -98,6 +98,7 @@ UPDATE pending_fetches p
   FROM unnest($1::bigint[], $2::text[], $3::int[], $4::text[], $5::float8[])
        AS f (token_id, order_id, attempts, error, retry_after)
  WHERE p.user_token_id = f.token_id AND p.allegro_order_id = f.order_id AND p.attempts < f.attempts
+RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
 """
 
 GIVE_UP_FETCHES = """
@@ -141,11 +142,13 @@ UPDATE journal_cursors c
  WHERE c.user_token_id = n.token_id
 """
 
-# A journal run exists from its first new event on: an empty poll, or one of known events only, leaves no row.
+# A journal run exists from its first new event on: an empty poll, or one of known events only, leaves no row. What it
+# took to read the events is known when the first of them is published.
 COUNT_EVENTS = """
-INSERT INTO sync_history AS r (run_id, user_token_id, user_id, kind, last_event_id, events_stored)
-SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id, n.events
-  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (run_id, token_id, last_event_id, events)
+INSERT INTO sync_history AS r (run_id, user_token_id, user_id, kind, last_event_id, events_stored, requests)
+SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id, n.events, n.requests
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+       AS n (run_id, token_id, last_event_id, events, requests)
   JOIN user_tokens t ON t.id = n.token_id
  ORDER BY n.run_id
 ON CONFLICT (run_id) DO UPDATE
@@ -154,13 +157,16 @@ ON CONFLICT (run_id) DO UPDATE
        progress_at = now()
 """
 
+# The requests of a listing are its pages, and told by its walk.
 COUNT_ORDERS = """
 UPDATE sync_history r
    SET orders_processed = r.orders_processed + n.processed,
        orders_added = r.orders_added + n.added,
        orders_updated = r.orders_updated + n.updated,
-       progress_at = now()
-  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS n (run_id, processed, added, updated)
+       requests = r.requests + CASE WHEN r.kind IN ('journal', 'orders') THEN n.requests ELSE 0 END,
+       progress_at = CASE WHEN n.processed + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+       AS n (run_id, processed, added, updated, requests)
  WHERE r.run_id = n.run_id
 """
 

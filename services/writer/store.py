@@ -32,6 +32,7 @@ class RunCounts:
     processed: int = 0
     added: int = 0
     updated: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,13 +223,15 @@ class _Transaction:
 
     async def _postpone(self, failures: Sequence[OrderFetchFailed]) -> None:
         if failures:
-            await self._connection.execute(
-                sql.POSTPONE_FETCHES,
-                [failure.token_id for failure in failures],
-                [failure.order_id for failure in failures],
-                [failure.attempts for failure in failures],
-                [failure.error for failure in failures],
-                [failure.retry_after_seconds for failure in failures],
+            self._count_requests(
+                await self._connection.fetch(
+                    sql.POSTPONE_FETCHES,
+                    [failure.token_id for failure in failures],
+                    [failure.order_id for failure in failures],
+                    [failure.attempts for failure in failures],
+                    [failure.error for failure in failures],
+                    [failure.retry_after_seconds for failure in failures],
+                )
             )
 
     async def _give_up(self, failures: Sequence[OrderFetchFailed]) -> None:
@@ -244,12 +247,20 @@ class _Transaction:
 
     def _count_settled(self, rows: Sequence[asyncpg.Record]) -> None:
         """A look that was owed to a run is one order processed by it; a change it found is counted for one of them."""
+        self._count_requests(rows)
         for row in rows:
             key = row["user_token_id"], row["allegro_order_id"]
             self._settled_by[key] = None
             for run_id in row["run_ids"]:
                 self._runs[run_id].processed += 1
                 self._settled_by[key] = run_id
+
+    def _count_requests(self, rows: Sequence[asyncpg.Record]) -> None:
+        """What the looks at these owed orders have cost is counted for one of the runs that they are owed to."""
+        for row in rows:
+            if row["run_ids"]:
+                spent = self._batch.requests.get((row["user_token_id"], row["allegro_order_id"]), 0)
+                self._runs[row["run_ids"][-1]].requests += spent
 
     def _count_changes(self, changed: Mapping[OrderKey, bool]) -> None:
         for key, added in changed.items():
@@ -310,6 +321,7 @@ class _Transaction:
     async def _count(self, events: Sequence[OrderEvent]) -> None:
         stored: Counter[tuple[UUID, int]] = Counter((event.run_id, event.token_id) for event in events)
         last = {event.run_id: 0 for event in events}
+        requests = {event.run_id: event.run_requests for event in events}
         for event in events:
             last[event.run_id] = max(last[event.run_id], event.run_last_event_id)
         if stored:
@@ -319,6 +331,7 @@ class _Transaction:
                 [token_id for _, token_id in stored],
                 [last[run_id] for run_id, _ in stored],
                 list(stored.values()),
+                [requests[run_id] for run_id, _ in stored],
             )
         if self._runs:
             counts = dict(sorted(self._runs.items()))
@@ -328,6 +341,7 @@ class _Transaction:
                 [count.processed for count in counts.values()],
                 [count.added for count in counts.values()],
                 [count.updated for count in counts.values()],
+                [count.requests for count in counts.values()],
             )
 
     async def _finish_walks(self, walks: Collection[WalkState]) -> None:

@@ -24,6 +24,7 @@ from shared.allegro.errors import (
 )
 from shared.allegro.http import AllegroHttp, Answer, exchange
 from shared.allegro.outage import Outage
+from shared.allegro.tally import note_request
 from shared.clock import Clock
 from shared.messages import utc
 from shared.request_limits import Endpoint, RequestLimits, Traffic
@@ -197,6 +198,7 @@ class AllegroClient:
 
     async def _call(self, endpoint: Endpoint, path: str, params: dict[str, str], bearer: Bearer) -> Answer:
         """One request; raises what any answer but 200 stands for."""
+        note_request()
         answer = await exchange(
             self._http,
             endpoint,

@@ -64,8 +64,8 @@ async def test_a_parked_order_outlives_every_process_and_the_brokers_data(
     assert (parked["attempts"], parked["later"]) == (1, True)
     assert "50" in parked["last_error"]
     assert tuple(before) == ("running", 1, 0)
-    after = await pool.fetchrow("SELECT status, events_stored, orders_processed, orders_added FROM sync_history")
-    assert tuple(after) == ("completed", 1, 1, 1)
+    after = await pool.fetchrow("SELECT status, orders_processed, orders_added, requests FROM sync_history")
+    assert tuple(after) == ("completed", 1, 1, 1 + _ATTEMPTS_OF_A_LOOK + 1)
     assert asked_again == 1
     assert await pool.fetchval("SELECT count(*) FROM pending_fetches") == 0
     assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0

@@ -17,6 +17,7 @@ from shared.allegro.errors import (
     ReauthorizationRequiredError,
     RequestRejectedError,
 )
+from shared.allegro.tally import note_request
 from shared.kafka import PublishFailedError
 from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record
 from tests.builders import NOON, after, an_event, an_order_body, consumed
@@ -48,6 +49,7 @@ class Allegro:
 
     async def order(self, _token_id: int, order_id: str, *, traffic: str) -> FetchedOrder:
         assert traffic == "live"
+        note_request()
         self.details.append(order_id)
         if order_id in self.failing:
             raise self.failing[order_id]
@@ -58,6 +60,7 @@ class Allegro:
     async def list_orders(
         self, _token_id: int, *, bought_from: datetime, bought_to: datetime, traffic: str
     ) -> OrderPage:
+        note_request()
         self.pages += 1
         if "list" in self.failing:
             raise self.failing["list"]
@@ -158,6 +161,30 @@ async def test_what_no_page_shows_is_fetched_singly_and_so_is_all_when_the_list_
 
     assert sorted(world.allegro.details) == sorted(f"o-{number}" for number in range(10))
     assert len(looked) == 10
+
+
+@pytest.mark.parametrize("list_fails", [False, True])
+async def test_looks_tell_what_they_cost_pages_in_vain_included(world: World, list_fails: bool) -> None:
+    world.clock.moment = after(600)
+    world.allegro.failing["o-3"] = AllegroUnavailableError("503")
+    if list_fails:
+        world.allegro.failing["list"] = AllegroUnavailableError("503")
+    old = [
+        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number)}) for number in range(10)
+    ]
+    elsewhere = [
+        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number % 7)})
+        for number in range(200, 210)  # no page shows these
+    ]
+    new = an_event(1000, order_id="o-50", wanted_after=after(599))
+
+    looked = await world.handle(*old, *elsewhere, new)
+
+    costs = [record.requests for record in looked if isinstance(record, OrderObserved | OrderFetchFailed)]
+    assert len(costs) == len(looked) == 21
+    assert sum(costs) == world.allegro.pages + len(world.allegro.details)
+    assert world.allegro.pages == 1
+    assert max(costs) <= 2
 
 
 async def test_a_slow_look_holds_up_no_other_order_of_the_seller(world: World) -> None:

@@ -16,6 +16,7 @@ from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
 from shared.allegro.bodies import JournalEvent
 from shared.allegro.client import JournalPage
+from shared.allegro.tally import note_request
 from shared.clock import DatabaseClock
 from shared.database import database_now, open_pool
 from shared.kafka import OutgoingRecord
@@ -69,6 +70,7 @@ class Shop:
 
     async def events(self, token_id: int, *, after: int, limit: int = 1000, traffic: str) -> JournalPage:
         assert traffic in ("live", "bulk")
+        note_request()
         if self.on_read is not None:
             await self.on_read(token_id)
         if self.error is not None:
@@ -78,6 +80,7 @@ class Shop:
 
     async def latest_event_id(self, _token_id: int, *, traffic: str) -> int | None:
         assert traffic == "live"
+        note_request()
         if self.error is not None:
             raise self.error
         return self.latest

@@ -19,6 +19,7 @@ from services.writer.store import Store
 from shared.allegro.bodies import JournalEvent, journal_event
 from shared.allegro.client import JournalPage
 from shared.allegro.errors import AllegroUnavailableError
+from shared.allegro.tally import note_request
 from shared.clock import DatabaseClock, to_event_id
 from shared.database import database_now, open_pool
 from shared.kafka import OutgoingRecord, PublishFailedError
@@ -57,6 +58,7 @@ class Allegro:
         self.error: Exception | None = None
 
     async def events(self, token_id: int, *, after: int, limit: int = 1000, traffic: str) -> JournalPage:
+        note_request()
         self.reads.append((token_id, after))
         outcome = self.on_read()
         if asyncio.iscoroutine(outcome):
@@ -236,8 +238,8 @@ async def test_a_backlog_is_read_in_bounded_pieces_without_a_pause(world: World)
     assert soon
     assert await world.cursor() == world.base + 3500
     assert [after for _, after in world.allegro.reads] == [world.base * (n > 0) + 1000 * n for n in range(4)]
-    runs = await world.pool.fetch("SELECT status, events_stored FROM sync_history ORDER BY started_at")
-    assert [run["events_stored"] for run in runs] == [2000, 1500]
+    runs = await world.pool.fetch("SELECT events_stored, requests FROM sync_history ORDER BY started_at")
+    assert [tuple(run) for run in runs] == [(2000, 2), (1500, 2)]
 
 
 async def test_while_kafka_is_away_no_seller_is_blamed_and_allegro_is_left_alone(world: World) -> None:

@@ -99,6 +99,7 @@ async def test_an_initial_load_notes_first_which_events_it_covers(
     await replica.turn()
 
     assert await pool.fetchval("SELECT covered_event_id FROM journal_cursors") == shop.latest - 60_000_000
+    assert await pool.fetchval("SELECT requests FROM sync_history") == 1
     assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == 0
 
 
@@ -236,6 +237,7 @@ async def test_reading_a_journal_again_stores_what_was_missing_and_never_moves_t
     assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == base + 2500
     assert running == "running"
     assert (run["status"], run["events_stored"], run["orders_processed"]) == ("completed", 2, 2)
+    assert run["requests"] == 3  # pages of the journal
     assert (await task(pool, task_id))["status"] == "completed"
 
 

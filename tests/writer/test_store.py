@@ -198,6 +198,34 @@ class TestRuns:
         assert (half["status"], half["orders_processed"]) == ("running", 1)
         assert (ended["status"], ended["orders_processed"], ended["orders_added"]) == ("completed", 2, 2)
 
+    async def test_a_run_tells_what_it_cost_whatever_comes_again(self, pool: asyncpg.Pool) -> None:
+        failure = OrderFetchFailed(
+            token_id=1, order_id="b", wanted_after=NOON, attempts=1, retry_after_seconds=30, error="503", requests=3
+        )
+        read = {"run_requests": 2}
+        for _ in range(2):
+            await store(
+                pool,
+                an_event(100, last=200).model_copy(update=read),
+                an_event(200, follows=100, order_id="b", last=200).model_copy(update=read),
+            )
+            await store(pool, failure)
+            await store(pool, an_observation(after(1)).model_copy(update={"requests": 1}))
+        after_the_first = await the_run(pool)
+        missing = OrderMissing(token_id=1, order_id="b", observed_at=after(1), reason="404", requests=1)
+        await store(pool, missing, missing)
+
+        ended = await the_run(pool)
+        assert (after_the_first["status"], after_the_first["requests"]) == ("running", 2 + 3 + 1)
+        assert (ended["status"], ended["requests"]) == ("completed", 2 + 3 + 1 + 1)
+
+    async def test_what_two_runs_share_is_paid_by_one_of_them(self, pool: asyncpg.Pool) -> None:
+        await store(pool, an_event(100, run_id=A_RUN), an_event(200, follows=100, run_id=ANOTHER_RUN))
+        await store(pool, an_observation(after(1)).model_copy(update={"requests": 1}))
+
+        runs = await pool.fetch("SELECT orders_processed, requests FROM sync_history ORDER BY requests")
+        assert [tuple(run) for run in runs] == [(1, 0), (1, 1)]
+
     async def test_a_walk_ends_with_exact_counts_only_when_every_number_is_stored(self, pool: asyncpg.Pool) -> None:
         await a_run(pool)
         await store(pool, an_observation(order_id="a", place=place(0), by="list"), walk_end(3))

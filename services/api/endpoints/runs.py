@@ -94,7 +94,9 @@ class Run(BaseModel):
     orders_added: int
     orders_updated: int
     events_stored: int
-    requests: int = Field(description="to Allegro")
+    requests: int = Field(
+        description="to Allegro, where they led to something stored; of a listing: the pages that were asked for"
+    )
     progress: float | None = Field(description="0 to 1, where it is known")
     error: str | None
 

@@ -21,6 +21,7 @@ from shared.allegro.errors import (
     RequestRejectedError,
 )
 from shared.allegro.http import open_http
+from shared.allegro.tally import tallied
 from shared.encryption import Secret
 from shared.request_limits import Endpoint
 from shared.token_vault import Bearer
@@ -231,6 +232,17 @@ class TestRepeating:
 
         assert edge.pauses == []
         assert len(edge.limits.acquired) == 2
+
+    async def test_what_was_sent_is_tallied_attempts_and_all(self) -> None:
+        edge = Edge(refused(503), refused(503), AN_ANSWER)
+
+        with tallied() as all_of_it:
+            await edge.order()
+            with tallied() as the_second:
+                await asyncio.create_task(edge.order())
+        await edge.order()
+
+        assert (all_of_it.requests, the_second.requests) == (3, 1)
 
     async def test_timeouts_count_as_attempts(self) -> None:
         edge = Edge(httpx.ReadTimeout("slow"))
