@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from migrations.run import current, upgrade
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.errors import TransientError
+from shared.kafka_connection import connection_options
 from shared.settings import DatabaseSettings, KafkaSettings, load
 from shared.topics import create_topics
 
@@ -51,6 +52,7 @@ async def _setup(settings: _Settings, patience: float) -> None:
             settings.topics,
             partitions=settings.kafka_topic_partitions,
             replication_factor=settings.kafka_replication_factor,
+            connection=connection_options(settings),
         ),
         deadline,
     )

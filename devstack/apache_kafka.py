@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from devstack import kafka_client
 from devstack.errors import DevstackError
@@ -116,14 +118,50 @@ def jars() -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class SecureListener:
+    """A second way in: over TLS, and only for one user. `certificate` is a PEM file of a PKCS #8 key and its chain."""
+
+    port: int
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+    username: str
+    password: str
+    certificate: Path
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What it adds to the broker's properties, besides the address."""
+        scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        plain = (
+            "org.apache.kafka.common.security.plain.PlainLoginModule required "
+            f'username="{self.username}" password="{self.password}" user_{self.username}="{self.password}";'
+        )
+        name = f"listener.name.secure.{self.mechanism.lower()}.sasl.jaas.config"
+        return {
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
+            "listener.name.secure.sasl.enabled.mechanisms": self.mechanism,
+            name: plain if self.mechanism == "PLAIN" else scram,
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.certificate),
+        }
+
+    @property
+    def format_options(self) -> list[str]:
+        """What the storage is formatted with: a user of SCRAM is part of it."""
+        if self.mechanism == "PLAIN":
+            return []
+        return [f"--add-scram={self.mechanism}=[name={self.username},password={self.password}]"]
+
+
 class ApacheKafka:
     """One Apache Kafka node (broker and controller) on loopback ports."""
 
     session_timeout_seconds = 6.0  # the least that it allows
     fetch_wait_seconds = None
 
-    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+    def __init__(self, folder: Path, *, port: int | None = None, secure: SecureListener | None = None) -> None:
         self.port = port or free_port()
+        self._secure = secure
         self._controller_port = free_port()
         self._folder = folder
         self._child: Child | None = None
@@ -158,6 +196,8 @@ class ApacheKafka:
         if not (self._folder / "data" / "meta.properties").exists():
             cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
             format_storage = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={properties}"]
+            if self._secure is not None:
+                format_storage += self._secure.format_options
             run([*command, *format_storage], seconds=_START_SECONDS)
         child = Child(self.name, [*command, "kafka.Kafka", str(properties)], log=self.log, grace_seconds=30)
         child.start()
@@ -222,6 +262,11 @@ class ApacheKafka:
             "num.network.threads": "2",
             "num.io.threads": "4",
         }
+        if self._secure is not None:
+            address = f",SECURE://127.0.0.1:{self._secure.port}"
+            settings |= self._secure.properties
+            settings["listeners"] += address
+            settings["advertised.listeners"] += address
         path = self._folder / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         return path

@@ -20,6 +20,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from shared.kafka import OutgoingRecord
+from shared.kafka_connection import connection_options
 from shared.logs import scrub
 from shared.settings import KafkaSettings
 
@@ -141,7 +142,7 @@ def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll
     """
     session_ms = int(settings.kafka_session_timeout_seconds * 1000)
     return AIOKafkaConsumer(
-        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        **connection_options(settings),
         group_id=f"{settings.kafka_topic_prefix}{group}",
         client_id=f"orders-backup-{service}",
         enable_auto_commit=False,

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from faststream.kafka import KafkaBroker
 
 from shared.errors import ConfigurationError, PermanentError, TransientError
+from shared.kafka_connection import connection_options, faststream_security
 from shared.settings import KafkaSettings
 from shared.topics import create_topics
 
@@ -105,7 +106,9 @@ class RecordProducer:
     async def _connected(self) -> AIOKafkaProducer:
         async with self._opening:
             if self._producer is None:
-                producer = AIOKafkaProducer(**_client_options(self._settings, self._service))
+                producer = AIOKafkaProducer(
+                    **connection_options(self._settings), **_client_options(self._settings, self._service)
+                )
                 try:
                     async with asyncio.timeout(self._deadline_seconds):
                         await producer.start()
@@ -142,7 +145,6 @@ async def _stop(producer: AIOKafkaProducer) -> None:
 def _client_options(settings: KafkaSettings, service: str) -> dict[str, Any]:
     compression = settings.kafka_compression
     return {
-        "bootstrap_servers": list(settings.kafka_bootstrap_servers),
         "client_id": f"orders-backup-{service}",
         "acks": "all",
         "enable_idempotence": settings.kafka_idempotent_producer,
@@ -158,6 +160,8 @@ def _client_options(settings: KafkaSettings, service: str) -> dict[str, Any]:
 def faststream_broker(settings: KafkaSettings, *, service: str) -> KafkaBroker:
     """FastStream's broker with the defaults that lose data or create topics by mistake turned off."""
     return KafkaBroker(
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        security=faststream_security(settings),
         **_client_options(settings, service),
         allow_auto_create_topics=False,
         graceful_timeout=20.0,
@@ -174,7 +178,7 @@ async def check_kafka(broker: KafkaBroker, *, seconds: float = 2.0) -> None:
 
 async def partitions_of(settings: KafkaSettings) -> dict[str, int]:
     """Partitions of each of our topics that exist; raises TransientError if Kafka is away."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=list(settings.kafka_bootstrap_servers), request_timeout_ms=10_000)
+    admin = AIOKafkaAdminClient(**connection_options(settings), request_timeout_ms=10_000)
     try:
         async with asyncio.timeout(15):
             await admin.start()
@@ -240,6 +244,7 @@ async def ensure_topics(settings: KafkaSettings) -> None:
         settings.topics,
         partitions=settings.kafka_topic_partitions,
         replication_factor=settings.kafka_replication_factor,
+        connection=connection_options(settings),
     )
     if created:
         logger.warning("topics were missing and have been created", extra={"topics": created})

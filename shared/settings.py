@@ -4,6 +4,7 @@ Every variable is explained in `.env.example`; a test keeps the two together.
 """
 
 import re
+import ssl
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -22,9 +23,11 @@ _AUTH_HOSTS = {"production": "https://allegro.pl", "sandbox": "https://allegro.p
 
 
 class Group(BaseSettings):
-    """Base of every group: read from the environment first, then from `.env`."""
+    """Base of every group: read from the environment first, then from `.env`; an empty variable is one not set."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
 
 class DatabaseSettings(Group):
@@ -63,6 +66,18 @@ class KafkaSettings(Group):
         description="how long a broker may hold a consumer's question until there is something new",
     )
     kafka_compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(default="lz4")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="SSL: over TLS; SASL: with a user name"
+    )
+    kafka_ssl_ca_file: Path | None = Field(
+        default=None, description="PEM of who signs the brokers' certificates; none: whom the system trusts"
+    )
+    kafka_ssl_certificate_file: Path | None = Field(
+        default=None, description="PEM of our own certificate and its key, where the brokers ask for one"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(default="SCRAM-SHA-512")
+    kafka_sasl_username: str = Field(default="")
+    kafka_sasl_password: SecretStr = Field(default=SecretStr(""))
 
     @field_validator("kafka_bootstrap_servers", mode="before")
     @classmethod
@@ -77,6 +92,36 @@ class KafkaSettings(Group):
         if not value or not all(re.fullmatch(r"\S+:\d+", server) for server in value):
             raise ValueError("must be host:port[,host:port...]")
         return value
+
+    @model_validator(mode="after")
+    def _is_secured_as_it_says(self) -> Self:
+        """A credential that the protocol does not use is a mistake: it looks safer than it is."""
+        protocol = self.kafka_security_protocol
+        given = bool(self.kafka_sasl_username), bool(self.kafka_sasl_password.get_secret_value())
+        if protocol.startswith("SASL") and not all(given):
+            raise ValueError(f"KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD: {protocol} needs both")
+        if not protocol.startswith("SASL") and any(given):
+            raise ValueError(f"KAFKA_SECURITY_PROTOCOL: {protocol} does not use KAFKA_SASL_USERNAME and _PASSWORD")
+        if protocol == "SASL_PLAINTEXT" and self.kafka_sasl_mechanism == "PLAIN":
+            raise ValueError("KAFKA_SASL_MECHANISM: PLAIN sends the password as it is: use SASL_SSL, or SCRAM-SHA-512")
+        if protocol.endswith("SSL"):
+            self.tls_context()
+        elif self.kafka_ssl_ca_file is not None or self.kafka_ssl_certificate_file is not None:
+            raise ValueError(f"KAFKA_SECURITY_PROTOCOL: {protocol} does not use the KAFKA_SSL files")
+        return self
+
+    def tls_context(self) -> ssl.SSLContext:
+        """TLS that checks certificate and host name; raises ValueError that names the file it cannot use."""
+        try:
+            context = ssl.create_default_context(cafile=self.kafka_ssl_ca_file)
+        except OSError as error:
+            raise ValueError(f"KAFKA_SSL_CA_FILE: {self.kafka_ssl_ca_file}: {error}") from error
+        if self.kafka_ssl_certificate_file is not None:
+            try:
+                context.load_cert_chain(self.kafka_ssl_certificate_file)
+            except OSError as error:
+                raise ValueError(f"KAFKA_SSL_CERTIFICATE_FILE: {self.kafka_ssl_certificate_file}: {error}") from error
+        return context
 
     @cached_property
     def topics(self) -> Topics:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
@@ -47,14 +48,20 @@ class Topics:
 
 
 async def create_topics(
-    bootstrap_servers: Sequence[str], topics: Topics, *, partitions: int, replication_factor: int
+    bootstrap_servers: Sequence[str],
+    topics: Topics,
+    *,
+    partitions: int,
+    replication_factor: int,
+    connection: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Create the topics that are missing, never altering one that exists; returns the names created.
 
     All have the same number of partitions: the writer relies on a token's partition being the same number in
     `order-events` and `orders`, so that one replica owns both (range assignment).
+    `connection` is how to connect where that takes more than the addresses (`shared.kafka_connection`).
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=list(bootstrap_servers))
+    admin = AIOKafkaAdminClient(**{"bootstrap_servers": list(bootstrap_servers)} | dict(connection or {}))
     await admin.start()
     try:
         existing = set(await admin.list_topics())

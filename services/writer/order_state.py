@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from services.writer.metrics import Metrics
 from shared.kafka import MAX_RECORD_BYTES, RecordProducer
+from shared.kafka_connection import connection_options
 from shared.logs import current_correlation_id
 from shared.messages import OrderState, RawJson, headers
 from shared.settings import KafkaSettings
@@ -91,7 +92,7 @@ class TopicMarker:
     @asynccontextmanager
     async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=list(self._settings.kafka_bootstrap_servers),
+            **connection_options(self._settings),
             group_id=f"{self._settings.kafka_topic_prefix}{_GROUP}",
             enable_auto_commit=False,
         )
