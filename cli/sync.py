@@ -17,7 +17,7 @@ _UNFINISHED = ("queued", "running", "stopping")
 _TASK = ("task_id", "user_id", "kind", "status", "parameters", "created_at", "started_at", "finished_at", "error")
 _RUN = (
     *("run_id", "kind", "status", "started_at", "completed_at", "orders_processed", "orders_expected"),
-    *("orders_added", "orders_updated", "events_stored", "error"),
+    *("progress", "orders_added", "orders_updated", "events_stored", "requests", "error"),
 )
 _STATUS = ("user_id", "token_status", "orders", "pending_orders", "oldest_pending_at", "lag_seconds", "stored_event_id")
 _SCHEDULE = ("status", "interval_seconds", "last_run", "last_success", "next_run", "next_full_run", "last_error")

@@ -3,6 +3,7 @@
 Writing down comes first: whatever is lost after that (this process, Kafka) is sent out again from the rows.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from shared.allegro.tally import tallied
 from shared.clock import Clock, to_event_id
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated, scrub
-from shared.messages import OrderWindow
+from shared.messages import OrderEvent, OrderWindow
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +132,15 @@ _RUN_OF_TASK = "SELECT run_id FROM sync_history WHERE task_id = $1 AND completed
 
 _CURSOR = "SELECT stored_event_id, covered_event_id FROM journal_cursors WHERE user_token_id = $1"
 
-# Nobody who lost the lease, or whose task was stopped, goes on.
+# Nobody who lost the lease, or whose task was stopped, goes on. What was read since the last time is progress.
 _HEARTBEAT = """
 WITH task AS (
     UPDATE task_history SET lease_until = now() + $3::interval
      WHERE task_id = $1 AND fence = $2 AND status = 'running' AND stop_requested_at IS NULL
     RETURNING task_id
 ), run AS (
-    UPDATE sync_history r SET progress_at = now(), requests = r.requests + $4
+    UPDATE sync_history r SET progress_at = CASE WHEN $4 > 0 THEN now() ELSE r.progress_at END,
+                              requests = r.requests + $4
       FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 )
 SELECT task_id FROM task
@@ -153,6 +155,8 @@ WITH task AS (
 UPDATE sync_history r SET last_event_id = $3, requests = r.requests + $4
   FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 """
+
+_STORED = "SELECT count(*) FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])"
 
 # Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun. What is owed to them
 # stays owed.
@@ -188,6 +192,9 @@ UPDATE task_history h SET status = 'failed', finished_at = now(), error = 'the t
 # A walk looks once a second whether it should stop, and every batch of it that is stored is progress; one that does
 # neither is not there any more.
 _STOP_PATIENCE = timedelta(seconds=10)
+# Between two looks whether the events of a page are stored.
+_LOOK_SECONDS = 0.2
+_MAX_REDELIVERY_FACTOR = 16
 
 
 class LeaseLostError(TransientError):
@@ -230,6 +237,7 @@ class TaskPlanner:
         self._leases = leases
         self._slots = slots
         self._list_lag = timedelta(seconds=settings.sync_list_lag_seconds)
+        self._redelivery_seconds = settings.poller_redelivery_seconds
 
     async def turn(self) -> bool:
         """Begin what is queued and end what was stopped; says whether there may be more."""
@@ -325,7 +333,8 @@ class TaskPlanner:
     async def _read_journal_again(self, task: Task, parameters: TaskParameters) -> None:
         """Publish the journal once more from a date on: what is missing gets stored, what is stored stays as it is.
 
-        The cursor is not touched: it goes on by itself, and passes these events where they lie behind it.
+        The cursor is not touched: it goes on by itself, and passes these events where they lie behind it. So it does
+        not notice if they get lost on the way: a page counts as read when its events are stored.
         """
         if parameters.from_ is None:
             raise UnusableParametersError("from: missing")
@@ -341,12 +350,34 @@ class TaskPlanner:
             if page.links:
                 last = page.links[-1].event.event_id
                 records = self._reader.records(task.token_id, page, cursor, run_id=run_id, run_last=last)
-                await self._publisher.events(records, run_id=run_id)
-                metrics.published_events.inc(len(records))
+                await self._until_stored(task, records, run_id)
             if page.is_last:
                 break
             position = page.read_up_to
         await self._pool.execute(_END_READING, task.task_id, task.fence, last, spent)
+
+    async def _until_stored(self, task: Task, records: Sequence[OrderEvent], run_id: UUID) -> None:
+        """Publish, and again if the events do not arrive, with growing patience; raises LeaseLostError."""
+        patience = self._redelivery_seconds
+        while True:
+            await self._publisher.events(records, run_id=run_id)
+            metrics.published_events.inc(len(records))
+            if await self._are_stored(task, [record.event_id for record in records], within_seconds=patience):
+                return
+            logger.warning(
+                "events published are not stored: publishing them again", extra={"task_id": str(task.task_id)}
+            )
+            patience = min(patience * 2, self._redelivery_seconds * _MAX_REDELIVERY_FACTOR)
+
+    async def _are_stored(self, task: Task, event_ids: Sequence[int], *, within_seconds: float) -> bool:
+        now = asyncio.get_running_loop().time
+        deadline = now() + within_seconds
+        while await self._pool.fetchval(_STORED, task.token_id, event_ids) < len(event_ids):
+            if now() >= deadline:
+                return False
+            await self._heartbeat(task, 0)
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
 
     async def _run_of(self, task: Task) -> UUID:
         """The run of this task: a new one, or the one that a reader left behind when it died."""

@@ -25,7 +25,7 @@ from shared.messages import OrderState, decode
 from shared.sync_start import begin_sync
 from shared.topics import Topics
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(420)]
 
 _SELLERS = 4
 _ORDERS = 1500

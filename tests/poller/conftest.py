@@ -14,6 +14,8 @@ from services.poller.journal import JournalPoller
 from services.poller.leases import Leases
 from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
+from services.writer.batch import collect
+from services.writer.store import Store
 from shared.allegro.bodies import JournalEvent
 from shared.allegro.client import JournalPage
 from shared.allegro.tally import note_request
@@ -22,6 +24,7 @@ from shared.database import database_now, open_pool
 from shared.kafka import OutgoingRecord
 from shared.messages import Record, decode
 from shared.topics import Topics
+from tests.builders import consumed
 
 SETTINGS = PollerSettings.model_construct(
     poller_concurrency=50,
@@ -43,15 +46,23 @@ SETTINGS = PollerSettings.model_construct(
 
 @dataclass
 class Kafka:
-    """Keeps what was published, or fails."""
+    """Keeps what was published, and hands over events to the writer's tables; or loses them, or fails."""
 
+    store: Store
     records: list[tuple[str, Record]] = field(default_factory=list)
     error: Exception | None = None
+    losing: int = 0
+    """So many publications more."""
 
     async def publish_all(self, topic: str, records: Sequence[OutgoingRecord]) -> None:
         if self.error is not None:
             raise self.error
-        self.records += [(topic, decode(value)) for _key, value, _headers in records]
+        published = [decode(value) for _key, value, _headers in records]
+        self.records += [(topic, record) for record in published]
+        if self.losing:
+            self.losing -= 1
+        elif topic == "order-events":
+            await self.store.apply(collect([consumed(record) for record in published], dead_letter_topic="dead"))
 
     def on(self, topic: str) -> list[Any]:
         return [record for name, record in self.records if name == topic]
@@ -101,8 +112,8 @@ async def clock(pool: asyncpg.Pool) -> DatabaseClock:
 
 
 @pytest.fixture
-def kafka() -> Kafka:
-    return Kafka()
+def kafka(pool: asyncpg.Pool) -> Kafka:
+    return Kafka(Store(pool))
 
 
 @pytest.fixture

@@ -35,15 +35,21 @@ class Replica:
         self.leases.owner = owner
         self.clock = clock
         self.slots = Slots("tasks", 8)
-        self.planner = TaskPlanner(
-            pool,
-            shop,  # type: ignore[arg-type]
-            PageReader(pool, shop, tracked_event_types=()),  # type: ignore[arg-type]
-            Publisher(kafka, Topics()),  # type: ignore[arg-type]
-            clock,
+        self._pool = pool
+        self._shop = shop
+        self._kafka = kafka
+        self.planner = self.a_planner()
+
+    def a_planner(self, **changes: Any) -> TaskPlanner:
+        return TaskPlanner(
+            self._pool,
+            self._shop,  # type: ignore[arg-type]
+            PageReader(self._pool, self._shop, tracked_event_types=()),  # type: ignore[arg-type]
+            Publisher(self._kafka, Topics()),  # type: ignore[arg-type]
+            self.clock,
             self.leases,
             self.slots,
-            SETTINGS,
+            SETTINGS.model_copy(update=changes),
         )
 
     async def turn(self) -> None:
@@ -225,7 +231,6 @@ async def test_reading_a_journal_again_stores_what_was_missing_and_never_moves_t
 
     await replica.turn()
     published = kafka.on("order-events")
-    await store.apply(collect([consumed(record) for record in published], dead_letter_topic="dead"))
     running = (await task(pool, task_id))["status"]
     for number in (7, 1500):
         seen = an_observation(clock.now(), order_id=f"o-{number}", token_id=token_id)
@@ -239,6 +244,45 @@ async def test_reading_a_journal_again_stores_what_was_missing_and_never_moves_t
     assert (run["status"], run["events_stored"], run["orders_processed"]) == ("completed", 2, 2)
     assert run["requests"] == 3  # pages of the journal
     assert (await task(pool, task_id))["status"] == "completed"
+
+
+async def test_a_page_counts_as_read_when_its_events_are_stored(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    """The cursor is past them, so nobody else would notice that Kafka lost them."""
+    token_id = await a_token(pool)
+    base = to_event_id(clock.now() - timedelta(hours=1))
+    shop.lines = [a_line(base + number, order_id=f"o-{number}") for number in range(1, 1501)]
+    await pool.execute("UPDATE journal_cursors SET stored_event_id = $1", base + 1500)
+    task_id = await a_task(pool, token_id, "journal", **{"from": (clock.now() - timedelta(hours=2)).isoformat()})
+    kafka.losing = 3
+    replica.planner = replica.a_planner(poller_redelivery_seconds=0.01)
+
+    await replica.turn()
+
+    assert await pool.fetchval("SELECT count(*) FROM order_events") == 1500
+    assert [len(kafka.on("order-events")), kafka.losing] == [4500, 0]
+    assert (await task(pool, task_id))["lease_until"] is None
+
+
+async def test_a_reading_that_is_stopped_does_not_wait_for_the_writer(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    task_id = await a_task(
+        pool, await a_token(pool), "journal", **{"from": (clock.now() - timedelta(hours=1)).isoformat()}
+    )
+    shop.lines = [a_line(to_event_id(clock.now()))]
+    kafka.losing = 1_000
+    await replica.planner.turn()
+    async with asyncio.timeout(30):
+        while not kafka.records:  # noqa: ASYNC110 - another task's work
+            await asyncio.sleep(0)
+
+    await pool.execute("UPDATE task_history SET status = 'stopping', stop_requested_at = now()")
+    await replica.turn()
+
+    assert (await task(pool, task_id))["status"] == "stopped"
+    assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
 
 
 async def test_a_reading_whose_reader_died_is_begun_again_in_the_same_run(
