@@ -1,7 +1,7 @@
 """The REST API as the command line sees it: JSON in and out, problems as errors of ours."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -79,17 +79,34 @@ class Api(AbstractContextManager["Api"]):
             if cursor is None:
                 return
 
+    @contextmanager
+    def stream(self, path: str, *, compressed: bool, **params: Any) -> Iterator[Iterator[bytes]]:
+        """The answer's body as it comes; also raises AwayError where it breaks off."""
+        headers = {"Accept-Encoding": "gzip" if compressed else "identity"}
+        try:
+            with self._http.stream("GET", path, params=_given(params), headers=headers) as answer:
+                if not answer.is_success:
+                    answer.read()
+                yield _checked(answer).iter_bytes()
+        except httpx.HTTPError as error:
+            raise AwayError(f"the API at {self._url} does not answer: {error}") from error
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AwayError(f"the API at {self._url} does not answer: {error}") from error
-        if answer.is_success:
-            return answer
-        message = _explanation(answer)
-        if answer.status_code in _AWAY:
-            raise AwayError(message)
-        raise RefusedError(message)
+        return _checked(answer)
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    """The answer if it is what was asked for; raises RefusedError or AwayError."""
+    if answer.is_success:
+        return answer
+    message = _explanation(answer)
+    if answer.status_code in _AWAY:
+        raise AwayError(message)
+    raise RefusedError(message)
 
 
 def part(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`orders-backup orders`: look at the stored orders."""
+"""`orders-backup orders`: look at the stored orders, and take them along."""
 
 import asyncio
 import sys
@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from cli.client import DEFAULT_URL, Api, ApiUrl, part
+from cli.export import export
 from cli.output import AsJson, show_fields, show_rows, show_table
 from shared.database import close_pool, open_pool
 from shared.order_state import republish_all
 from shared.settings import DatabaseSettings, load
 
-app = typer.Typer(no_args_is_help=True, help="Look at the stored orders.")
+app = typer.Typer(no_args_is_help=True, help="Look at the stored orders, export them.")
 
 _LIST = ("order_id", "status", "fulfillment_status", "buyer_login", "total_amount", "currency", "bought_at", "gone_at")
 _FIELDS = (
@@ -75,6 +76,9 @@ def show(
     show_fields(order, _FIELDS)
     typer.echo("\nevents")
     show_table(order["events"], ("event_id", "type", "occurred_at", "stored_at"), empty="none")
+
+
+app.command()(export)
 
 
 @app.command()

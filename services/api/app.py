@@ -12,7 +12,7 @@ from services.api import problems
 from services.api.access import identify
 from services.api.context import SERVICE, Connections
 from services.api.documentation import TAGS, document
-from services.api.endpoints import authorizations, dead_letters, health, orders, runs, schedules, tasks, tokens
+from services.api.endpoints import authorizations, dead_letters, exports, health, orders, runs, schedules, tasks, tokens
 from services.api.middleware import RequestFrame
 from services.api.problems import (
     BadRequestError,
@@ -75,7 +75,7 @@ def build_app(
 def _version_1() -> APIRouter:
     everywhere: Any = documented(*_EVERYWHERE)
     router = APIRouter(dependencies=[Depends(identify)], responses=everywhere)
-    for subject in (authorizations, tokens, tasks, schedules, runs, orders, dead_letters):
+    for subject in (authorizations, tokens, tasks, schedules, runs, orders, exports, dead_letters):
         router.include_router(subject.router)
     return router
 

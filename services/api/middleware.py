@@ -76,7 +76,7 @@ class RequestFrame:
             _refuse_early(scope, headers)
             refuse_foreign_pages(scope["method"], headers, own_names_only=self._own_names_only)
             async with asyncio.timeout(_DEADLINE_SECONDS) as deadline:
-                await self._app(scope, _limited(receive), answer.send)
+                await self._app(scope, _limited(receive), answer.sending_before(deadline))
         except Exception as error:  # noqa: BLE001 - every error becomes an answer, here and nowhere else
             problem = problem_of(error)
             if isinstance(error, TimeoutError) and deadline.expired():
@@ -94,6 +94,15 @@ class _Answer:
         self._headers = ((b"x-request-id", identifier.encode()), *_SECURITY_HEADERS)
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.started = False
+
+    def sending_before(self, deadline: asyncio.Timeout) -> Send:
+        """A long answer may take as long as it comes on: each piece that the client takes moves the deadline."""
+
+        async def send(message: Message) -> None:
+            await self.send(message)
+            deadline.reschedule(asyncio.get_running_loop().time() + _DEADLINE_SECONDS)
+
+        return send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

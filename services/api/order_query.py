@@ -34,7 +34,7 @@ FIELDS = {
 
 SUMMARY = tuple(name for name in FIELDS if name != "order_data")
 
-_Text = Annotated[str, Field(min_length=1, max_length=255, pattern=NO_NUL)]
+Text = Annotated[str, Field(min_length=1, max_length=255, pattern=NO_NUL)]
 
 
 def _names(value: object) -> object:
@@ -53,7 +53,9 @@ class Query:
 
 
 @dataclass
-class _Conditions:
+class Conditions:
+    """What has to hold for a row, as SQL with numbered arguments."""
+
     texts: list[str] = field(default_factory=list)
     arguments: list[Any] = field(default_factory=list)
 
@@ -64,19 +66,39 @@ class _Conditions:
             condition = condition.replace("?", f"${len(self.arguments)}", 1)
         self.texts.append(condition)
 
+    def require_filters(self, asked: "OrderCriteria") -> None:
+        """What a client may ask of the orders of a list or an export."""
+        for condition, value in (
+            ("status = ?", asked.status),
+            ("fulfillment_status = ?", asked.fulfillment_status),
+            ("buyer_login = ?", asked.buyer_login),
+            ("bought_at >= ?", asked.bought_from),
+            ("bought_at < ?", asked.bought_to),
+            ("updated_at >= ?", asked.updated_since),
+        ):
+            if value is not None:
+                self.require(condition, value)
+        if asked.gone is not None:
+            self.require("gone_at IS NOT NULL" if asked.gone else "gone_at IS NULL")
 
-class OrderFilter(BaseModel):
-    """Query parameters of the list of orders."""
+
+class OrderCriteria(BaseModel):
+    """What a client may ask of orders; all that is given has to hold."""
 
     model_config = ConfigDict(extra="forbid")
 
-    status: _Text | None = Field(default=None, examples=["READY_FOR_PROCESSING"])
-    fulfillment_status: _Text | None = Field(default=None, examples=["SENT"])
+    status: Text | None = Field(default=None, examples=["READY_FOR_PROCESSING"])
+    fulfillment_status: Text | None = Field(default=None, examples=["SENT"])
     bought_from: Moment | None = Field(default=None, description="bought at or after")
     bought_to: Moment | None = Field(default=None, description="bought before")
     updated_since: Moment | None = Field(default=None, description="our copy changed at or after")
-    buyer_login: _Text | None = None
+    buyer_login: Text | None = None
     gone: bool | None = Field(default=None, description="true: only orders that Allegro no longer has")
+
+
+class OrderFilter(OrderCriteria):
+    """Query parameters of the list of orders."""
+
     sort: Literal["bought_at", "-bought_at", "updated_at", "-updated_at"] = Field(
         default="-bought_at", description="a minus sign: newest first"
     )
@@ -133,24 +155,13 @@ class OrderFilter(BaseModel):
     def _direction(self) -> str:
         return " DESC" if self.sort.startswith("-") else ""
 
-    def _conditions(self, token_id: int) -> _Conditions:
-        conditions = _Conditions()
+    def _conditions(self, token_id: int) -> Conditions:
+        conditions = Conditions()
         conditions.require("user_token_id = ?", token_id)
-        for condition, value in (
-            ("status = ?", self.status),
-            ("fulfillment_status = ?", self.fulfillment_status),
-            ("buyer_login = ?", self.buyer_login),
-            ("bought_at >= ?", self.bought_from),
-            ("bought_at < ?", self.bought_to),
-            ("updated_at >= ?", self.updated_since),
-        ):
-            if value is not None:
-                conditions.require(condition, value)
-        if self.gone is not None:
-            conditions.require("gone_at IS NOT NULL" if self.gone else "gone_at IS NULL")
+        conditions.require_filters(self)
         return conditions
 
-    def _query(self, conditions: _Conditions, key: str, order: str) -> Query:
+    def _query(self, conditions: Conditions, key: str, order: str) -> Query:
         columns = ", ".join(FIELDS[name] for name in self.fields)
         limit = len(conditions.arguments) + 1
         return Query(

@@ -1,0 +1,137 @@
+"""Reading the orders of an export chunk by chunk.
+
+Each chunk is one statement of its own: no transaction and no connection is held while a client reads slowly, and the
+next chunk is read while this one goes out. An order that was stored when the export began is met exactly once, as it
+was when its chunk was read; one whose storing was not committed yet may be missing, and is in the next export.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import asyncpg
+
+from services.api.export.forms import Form
+from services.api.export.selection import EVERYBODY, OrderExport
+from services.api.problems import InvalidCursorError
+from shared.export.manifest import FORMAT, Manifest
+from shared.export.position import ExportPosition, ForeignPositionError
+
+# What one statement should bring: enough to be worth a round trip, little enough to hold several times.
+_CHUNK_BYTES = 1 << 20
+_FIRST_ROWS = 100
+_MOST_ROWS = 2000
+
+Rows = Sequence[asyncpg.Record]
+
+
+class Export:
+    """One export from where it begins to its end or its limit."""
+
+    def __init__(
+        self, pool: asyncpg.Pool, asked: OrderExport, form: Form, walks: Sequence[int], start: ExportPosition
+    ) -> None:
+        self._pool = pool
+        self._asked = asked
+        self._form = form
+        self._walks = walks
+        self._position = start
+        self._users: dict[int, str] = {}
+        self._rows_at_once = _FIRST_ROWS
+        self._reached_limit = False
+
+    @classmethod
+    async def begin(
+        cls, pool: asyncpg.Pool, asked: OrderExport, form: Form, token_ids: Sequence[int] | None
+    ) -> "Export":
+        """`token_ids`: of these sellers only; None: of all. Raises InvalidCursorError."""
+        walks = [EVERYBODY] if token_ids is None else sorted(token_ids)
+        export = cls(pool, asked, form, walks, await _start(pool, asked, walks))
+        await export._learn_users()
+        return export
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The answer's body, piece by piece; the last one is the manifest."""
+        with_header = self._position.is_start if self._asked.header is None else self._asked.header
+        if with_header and self._form.header:
+            yield self._form.header
+        chunks = self._chunks()
+        upcoming = asyncio.ensure_future(anext(chunks, None))
+        try:
+            while (chunk := await upcoming) is not None:
+                upcoming = asyncio.ensure_future(anext(chunks, None))
+                # The statement goes out before we write what the one before it brought.
+                await asyncio.sleep(0)
+                yield self._written(*chunk)
+        finally:
+            upcoming.cancel()
+            with suppress(asyncio.CancelledError):
+                await upcoming
+        if self._asked.manifest:
+            yield self._form.manifest(self._manifest())
+
+    def _written(self, walk: int, rows: Rows) -> bytes:
+        cursor = None if self._position.is_start else self._position.encode()
+        body = self._form.chunk(rows, self._users, cursor)
+        self._position = self._position.past(body, len(rows), token_id=walk, after=rows[-1]["id"])
+        self._rows_at_once = max(1, min(_MOST_ROWS, _CHUNK_BYTES * len(rows) // len(body)))
+        return body
+
+    async def _chunks(self) -> AsyncGenerator[tuple[int, Rows], None]:
+        """Walks and rows; it runs ahead of `_position`, so it keeps its own place."""
+        left = self._asked.limit
+        for walk in self._walks:
+            if walk < self._position.token_id:
+                continue
+            after = self._position.after if walk == self._position.token_id else 0
+            while True:
+                # One more than may go out tells whether there are more.
+                wanted = self._rows_at_once if left is None else min(self._rows_at_once, left + 1)
+                rows = await self._read(walk, after, wanted)
+                if left is not None and len(rows) > left:
+                    self._reached_limit = True
+                    rows = rows[:left]
+                if rows:
+                    yield walk, rows
+                    after = rows[-1]["id"]
+                    left = None if left is None else left - len(rows)
+                if self._reached_limit:
+                    return
+                if len(rows) < wanted:
+                    break
+
+    async def _read(self, walk: int, after: int, wanted: int) -> Rows:
+        statement, arguments = self._asked.statement(self._form.columns, walk, after, self._position.until)
+        rows: Rows = await self._pool.fetch(statement, *arguments, wanted)
+        if not self._users.keys() >= {row["user_token_id"] for row in rows}:
+            await self._learn_users()
+        return rows
+
+    async def _learn_users(self) -> None:
+        for row in await self._pool.fetch("SELECT id, user_id FROM user_tokens"):
+            self._users[row["id"]] = row["user_id"]
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            format=FORMAT,
+            orders=self._position.orders,
+            digest=self._position.digest.hex(),
+            finished_at=datetime.now(UTC),
+            filters=self._asked.filters(),
+            next=self._position.encode() if self._reached_limit else None,
+        )
+
+
+async def _start(pool: asyncpg.Pool, asked: OrderExport, walks: Sequence[int]) -> ExportPosition:
+    selection = asked.selection()
+    if asked.cursor is None:
+        newest = await pool.fetchval("SELECT coalesce(max(id), 0) FROM orders")
+        return ExportPosition(selection, until=newest)
+    try:
+        position = ExportPosition.decode(asked.cursor)
+    except ForeignPositionError as error:
+        raise InvalidCursorError(f"cursor: {error}.") from error
+    if position.selection != selection or position.token_id not in (0, *walks):
+        raise InvalidCursorError("cursor: it is of an export in another format or with other filters.")
+    return position
