@@ -27,6 +27,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from shared.errors import PermanentError
+from shared.json_text import originals, readable
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -272,16 +273,28 @@ def decode(value: bytes | None) -> Record:
     if value is None:
         raise UnreadableRecordError("the record has no value (tombstone)")
     try:
-        fields = _TOP_LEVEL.decode(value)
-        plain: dict[str, Any] = {
-            name: bytes(raw) if name in _RAW_FIELDS else msgspec.json.decode(raw) for name, raw in fields.items()
-        }
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        plain = _fields(value)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UnreadableRecordError(f"not a JSON object: {error}") from error
     try:
         return _ADAPTER.validate_python(plain)
     except ValidationError as error:
         raise UnreadableRecordError(_explain(error)) from error
+
+
+def _fields(value: bytes) -> dict[str, Any]:
+    """The record's fields decoded, but what came from Allegro as the bytes it is, readable or not."""
+    text = value
+    try:
+        fields = _TOP_LEVEL.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        text = readable(value)
+        fields = _TOP_LEVEL.decode(text)
+    raws = dict(zip(fields, originals(value, text, fields.values()), strict=True)) if text is not value else {}
+    return {
+        name: raws.get(name) or bytes(raw) if name in _RAW_FIELDS else msgspec.json.decode(raw)
+        for name, raw in fields.items()
+    }
 
 
 def _explain(error: ValidationError) -> str:

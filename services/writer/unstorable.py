@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_ESCAPED_NUL_OR_SURROGATE = re.compile(rb"(?<!\\)((?:\\\\)*)\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
+from shared.json_text import readable
+
+_ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 _REPLACEMENT = rb"\1\\ufffd"
 
 
@@ -32,7 +34,6 @@ def stand_ins(raw: bytes, *, summary: dict[str, str | None]) -> Iterator[Storabl
 
     First the same document with the characters it cannot hold replaced by U+FFFD, then `summary` alone.
     """
-    readable = raw.decode("utf-8", "replace").encode()
-    yield Storable(_ESCAPED_NUL_OR_SURROGATE.sub(_REPLACEMENT, readable), raw)
+    yield Storable(_ESCAPED_NUL.sub(_REPLACEMENT, readable(raw)), raw)
     plain = {name: value.replace("\0", "\N{REPLACEMENT CHARACTER}") for name, value in summary.items() if value}
     yield Storable(json.dumps(plain).encode(), raw)

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from shared.errors import PermanentError
+from shared.json_text import originals, readable
 from shared.messages import RawJson
 
 
@@ -163,8 +164,22 @@ _IDENTIFIED = msgspec.json.Decoder(_Identified)
 _EVENT = msgspec.json.Decoder(_Event)
 _LIST = msgspec.json.Decoder(_List)
 _EVENTS = msgspec.json.Decoder(_Events)
+_ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_Body = TypeVar("_Body")
+
+
+def _read(decoder: msgspec.json.Decoder[_Body], raw: bytes) -> tuple[_Body, bytes]:
+    """What the decoder makes of the body, and the text that it read: a stand-in where it must; raises _UNREADABLE."""
+    try:
+        return decoder.decode(raw), raw
+    except _UNREADABLE:
+        text = readable(raw)
+        if text == raw:
+            raise
+        return decoder.decode(text), text
 
 
 def order_facts(raw: bytes) -> OrderFacts:
@@ -199,11 +214,13 @@ def _strict_facts(order: _StrictOrder) -> OrderFacts:
 
 def _tolerant_facts(raw: bytes) -> OrderFacts:
     try:
-        order = _ORDER.decode(raw)
+        order, text = _read(_ORDER, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
     if not isinstance(order.id, str) or not order.id:
         raise UnreadableBodyError("order.id: missing")
+    if text is not raw and order.id.encode() not in raw:
+        raise UnreadableBodyError("order.id: unreadable")
     total = _get(_get(order.summary, "totalToPay"), "amount")
     return OrderFacts(
         order_id=_clean(order.id),
@@ -236,28 +253,31 @@ def listed_order(raw: bytes) -> ListedOrder:
 
 def _tolerant_listed_order(raw: bytes) -> ListedOrder:
     try:
-        order = _IDENTIFIED.decode(raw)
+        order, text = _read(_IDENTIFIED, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
     if not isinstance(order.id, str) or not order.id:
         raise UnreadableBodyError("order.id: missing")
+    if text is not raw and order.id.encode() not in raw:
+        raise UnreadableBodyError("order.id: unreadable")
     return ListedOrder(order.id, _newest(order.lineItems), RawJson(raw))
 
 
 def order_list(raw: bytes, *, requested_at: datetime) -> OrderPage:
     """Read a page of the list; raises UnreadableBodyError."""
     try:
-        page = _LIST.decode(raw)
+        page, text = _read(_LIST, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"list of orders: unreadable: {type(error).__name__}") from error
     total = page.totalCount if isinstance(page.totalCount, int) and page.totalCount >= 0 else None
-    return OrderPage(tuple(listed_order(bytes(order)) for order in page.checkoutForms), total, requested_at)
+    orders = tuple(listed_order(order) for order in _cut(raw, text, page.checkoutForms))
+    return OrderPage(orders, total, requested_at)
 
 
 def journal_event(raw: bytes) -> JournalEvent:
     """Read one line of the journal; raises UnreadableBodyError if its id is no journal position."""
     try:
-        event = _EVENT.decode(raw)
+        event, _ = _read(_EVENT, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"event: not a JSON object: {type(error).__name__}") from error
     identifier = str(event.id)
@@ -278,16 +298,16 @@ def journal_event(raw: bytes) -> JournalEvent:
 def journal_events(raw: bytes) -> tuple[JournalEvent, ...]:
     """Read a page of the journal, in Allegro's order; raises UnreadableBodyError."""
     try:
-        page = _EVENTS.decode(raw)
+        page, text = _read(_EVENTS, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"journal page: unreadable: {type(error).__name__}") from error
-    return tuple(journal_event(bytes(event)) for event in page.events)
+    return tuple(journal_event(event) for event in _cut(raw, text, page.events))
 
 
 def latest_event_id(raw: bytes) -> int | None:
     """Read the newest position from event-stats; None where there is none, or the key is missing (#8496)."""
     try:
-        stats = msgspec.json.decode(raw)
+        stats, _ = _read(_ANY, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"event-stats: unreadable: {type(error).__name__}") from error
     identifier = str(_get(_get(stats, "latestEvent"), "id"))
@@ -297,13 +317,18 @@ def latest_event_id(raw: bytes) -> int | None:
 def seller(raw: bytes) -> tuple[str, str]:
     """Read id and login from `/me`; raises UnreadableBodyError."""
     try:
-        me = msgspec.json.decode(raw)
+        me, _ = _read(_ANY, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"me: unreadable: {type(error).__name__}") from error
     identifier, login = _text(_get(me, "id")), _text(_get(me, "login"))
     if identifier is None or login is None:
         raise UnreadableBodyError("me: id or login missing")
     return identifier, login
+
+
+def _cut(raw: bytes, text: bytes, parts: Iterable[msgspec.Raw]) -> Iterable[bytes]:
+    """The parts of a page as they came, where `text` is what was read of it."""
+    return map(bytes, parts) if text is raw else originals(raw, text, parts)
 
 
 def _get(value: Any, name: str) -> Any:

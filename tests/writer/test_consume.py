@@ -158,6 +158,8 @@ async def test_documents_that_jsonb_refuses_are_kept_byte_for_byte_among_others(
         "nul": b'{"id":"nul","status":"NEW","note":"a\\u0000b"}',
         "nul-in-a-column": b'{"id":"nul-in-a-column","status":"N\\u0000W"}',
         "huge": b'{"id":"huge","status":"NEW","n":1e999999}',
+        "half-a-pair": rb'{"id":"half-a-pair","status":"NEW","note":"\ud800 \ud83d\ude00","n":1.10}',
+        "not-utf-8": b'{"id":"not-utf-8","status":"NEW","note":"\xff\xc3("}',
     }
     records: list[Record] = [an_observation(order_id=f"good-{number}") for number in range(20)]
     for number, (order_id, body) in enumerate(toxic.items()):
@@ -169,9 +171,10 @@ async def test_documents_that_jsonb_refuses_are_kept_byte_for_byte_among_others(
     stored = {row["allegro_order_id"]: row for row in await pool.fetch("SELECT * FROM orders")}
     kept = {order_id: bytes(stored[order_id]["order_raw"] or stored[order_id]["order_data"]) for order_id in stored}
     assert toxic.keys() <= stored.keys(), [dict(row) for row in await pool.fetch("SELECT error FROM dead_letters")]
-    assert len(stored) == 23
-    assert kept["nul"] == toxic["nul"]
-    assert kept["huge"] == toxic["huge"]
+    assert len(stored) == 25
+    for exact in ("nul", "huge", "half-a-pair", "not-utf-8"):
+        assert kept[exact] == toxic[exact]
+    assert json.loads(stored["half-a-pair"]["order_data"])["note"] == "\ufffd \U0001f600"
     assert json.loads(stored["nul"]["order_data"])["note"] == "a\ufffdb"
     assert all(stored[f"good-{number}"]["order_raw"] is None for number in range(20))
 

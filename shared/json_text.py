@@ -1,0 +1,37 @@
+"""JSON that our readers refuse although it came: read with a stand-in of the same length, kept as it is (promise P9).
+
+RFC 8259 (8.2) lets a string hold half of a surrogate pair; msgspec and PostgreSQL refuse the whole document for it, as
+they do for bytes that are not UTF-8. Each such escape is six bytes, and so is `\\ufffd`: a stand-in of the same length
+can be read in its place, and every part of it stands where it stands in the original.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+# Escapes one after the other, so that a backslash that is itself escaped starts none.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
+)
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def readable(raw: bytes) -> bytes:
+    """The same text, as long, with U+FFFD for each lone surrogate and `?` for each byte that is not UTF-8."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        raw = _NOT_UTF8.sub("?", raw.decode("utf-8", "surrogateescape")).encode()
+    return _ESCAPE.sub(lambda found: b"\\ufffd" if found["lone"] else found[0], raw)
+
+
+def originals(raw: bytes, stand_in: bytes, parts: Iterable[msgspec.Raw]) -> Iterator[bytes]:
+    """The parts of `stand_in`, in the order in which they stand there, as they are in `raw`."""
+    end = 0
+    for part in parts:
+        text = bytes(part)
+        start = stand_in.index(text, end)
+        end = start + len(text)
+        yield raw[start:end]
