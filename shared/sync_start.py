@@ -7,12 +7,14 @@ import asyncpg
 
 from shared.logs import current_correlation_id
 
+# The lease is taken from whoever looks just now: a look with the pair before, refused, would pause the schedule again.
 # language=sql
 _SCHEDULE = """
 INSERT INTO active_sync_schedules AS s (user_token_id, user_id, interval_seconds, next_full_run)
 SELECT id, user_id, $2, now() + $3::interval FROM user_tokens WHERE id = $1
 ON CONFLICT (user_token_id) DO UPDATE
-   SET status = 'active', next_run = now(), last_error = NULL, consecutive_failures = 0
+   SET status = 'active', next_run = now(), last_error = NULL, consecutive_failures = 0,
+       lease_owner = NULL, lease_until = NULL, fence = s.fence + 1
 """
 
 # A cursor that exists stays: after a pause the journal is read on from there, without a gap.

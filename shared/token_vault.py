@@ -96,7 +96,8 @@ WITH token AS (
      WHERE id = $1 AND ($9::bigint IS NULL OR generation = $9 AND status <> 'deactivated')
     RETURNING id, generation
 ), resumed AS (
-    UPDATE active_sync_schedules s SET status = 'active', last_error = NULL, next_run = now()
+    UPDATE active_sync_schedules s SET status = 'active', last_error = NULL, next_run = now(),
+           fence = s.fence + 1
       FROM token WHERE s.user_token_id = token.id AND s.status = 'paused' AND starts_with(s.last_error, $10)
 )
 SELECT generation FROM token

@@ -18,11 +18,12 @@ from services.writer.batch import collect
 from services.writer.store import Store
 from shared.allegro.bodies import JournalEvent, journal_event
 from shared.allegro.client import JournalPage
-from shared.allegro.errors import AllegroUnavailableError
+from shared.allegro.errors import AllegroUnavailableError, ReauthorizationRequiredError
 from shared.allegro.tally import note_request
 from shared.clock import DatabaseClock, to_event_id
 from shared.database import database_now, open_pool
 from shared.kafka import OutgoingRecord, PublishFailedError
+from shared.sync_start import begin_sync
 from shared.topics import Topics
 from tests.builders import a_token, consumed
 
@@ -376,6 +377,31 @@ async def test_a_failing_journal_is_tried_again_later_and_says_why(world: World)
     assert "maintenance" in schedule["last_error"]
     assert (schedule["consecutive_failures"], schedule["last_success"]) == (1, None)
     assert schedule["next_run"] > world.clock.now() + timedelta(seconds=4)
+
+
+async def test_a_look_that_lost_consent_does_not_pause_what_a_new_consent_has_resumed(world: World) -> None:
+    async def consent_anew() -> None:
+        async with world.pool.acquire() as connection, connection.transaction():
+            day = timedelta(days=1)
+            token_id = await connection.fetchval("SELECT id FROM user_tokens")
+            await begin_sync(connection, token_id, interval=timedelta(minutes=3), full_interval=day)
+        raise ReauthorizationRequiredError("refused with the pair before")
+
+    world.allegro.on_read = consent_anew
+
+    await world.turn()
+
+    schedule = await world.pool.fetchrow("SELECT *, next_run <= now() AS is_due FROM active_sync_schedules")
+    assert (schedule["status"], schedule["last_error"], schedule["is_due"]) == ("active", None, True)
+
+
+async def test_a_look_without_consent_pauses_the_schedule(world: World) -> None:
+    world.allegro.error = ReauthorizationRequiredError("the seller has withdrawn consent")
+
+    await world.turn()
+
+    schedule = await world.pool.fetchrow("SELECT status, last_error FROM active_sync_schedules")
+    assert (schedule["status"], "withdrawn consent" in schedule["last_error"]) == ("paused", True)
 
 
 async def test_events_of_the_initial_load_are_stored_without_a_look(world: World) -> None:

@@ -376,6 +376,17 @@ class TestRefusals:
         row = await way.row(token_id)
         assert (row["status"], row["schedule"]) == ("active", "active")
 
+    async def test_a_look_with_the_pair_before_has_no_say_in_what_a_new_pair_resumed(
+        self, way: Way, allegro: FakeAllegro
+    ) -> None:
+        token_id = await way.connected(allegro.pair())
+        await way.vault.require_consent(token_id, "unlinked", generation=2)
+        fence = await way.pool.fetchval("SELECT fence FROM active_sync_schedules")
+
+        await way.vault.refresh(token_id, force=True)
+
+        assert await way.pool.fetchval("SELECT fence FROM active_sync_schedules") > fence
+
     async def test_a_deactivated_token_stays_so(self, way: Way, allegro: FakeAllegro) -> None:
         token_id = await way.connected(allegro.pair())
         await way.change(token_id, "status = 'deactivated'")
