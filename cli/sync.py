@@ -169,9 +169,7 @@ def _until_ended(api: Api, task: dict[str, Any]) -> dict[str, Any]:
         while task["status"] in _UNFINISHED:
             time.sleep(_LOOK_SECONDS)
             task = api.get(f"/sync/tasks/{task['task_id']}")
-            running = api.get(f"/sync/status/{part(task['user_id'])}")["running"]
-            ours = [run for run in running if run["task_id"] == task["task_id"]]
             bars.update(bar, description=f"{task['kind']} ({task['status']})")
-            if ours:
-                bars.update(bar, completed=ours[0]["orders_processed"], total=ours[0]["orders_expected"])
+            if task["run"] is not None:
+                bars.update(bar, completed=task["run"]["orders_processed"], total=task["run"]["orders_expected"])
     return task

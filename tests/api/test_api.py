@@ -11,6 +11,7 @@ from services.writer.store import Store
 from shared.messages import Record
 from tests.api.conftest import Allegro
 from tests.builders import (
+    A_RUN,
     AN_ORDER,
     ANOTHER_RUN,
     a_run,
@@ -119,6 +120,21 @@ class TestSync:
 
         assert stopped.json()["status"] == "stopped"
         assert again.status_code == 409
+
+    async def test_a_task_shows_how_far_its_run_is(self, api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+        await a_token(pool)
+        waiting = (await api.post("/api/v1/sync/manual/shop-1", json={"kind": "orders", "order_ids": ["a"]})).json()
+        await a_run(pool)
+        await pool.execute(
+            "UPDATE sync_history SET orders_processed = 30, orders_expected = 40, requests = 2, status = 'stalled'"
+        )
+
+        queued = (await api.get(f"/api/v1/sync/tasks/{waiting['task_id']}")).json()
+        running = (await api.get(f"/api/v1/sync/tasks/{A_RUN}")).json()
+
+        assert (queued["status"], queued["run"]) == ("queued", None)
+        assert (running["status"], running["run"]["status"]) == ("running", "stalled")
+        assert (running["run"]["progress"], running["run"]["requests"]) == (0.75, 2)
 
     @pytest.mark.parametrize(
         ("body", "field"),

@@ -8,11 +8,10 @@ import asyncpg
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.api.context import Context, KnownUser
+from services.api.context import Context, KnownUser, Resources
 from services.api.cursor import Position
 from services.api.endpoints.schedules import COLUMNS as SCHEDULE
 from services.api.endpoints.schedules import Schedule
-from services.api.endpoints.tasks import TaskKind
 from services.api.pagination import Cursor, Limit, Page, cut, links
 from services.api.problems import UnknownUserError, documented
 
@@ -48,6 +47,7 @@ SELECT t.status AS token_status, c.stored_event_id,
  WHERE t.id = $1
 """
 
+RunKind = Literal["initial", "full", "manual", "journal", "orders", "reconcile"]
 RunStatus = Literal["running", "completed", "stopped", "stalled", "failed"]
 
 
@@ -81,7 +81,7 @@ class Run(BaseModel):
 
     run_id: UUID
     task_id: UUID | None
-    kind: TaskKind
+    kind: RunKind
     status: RunStatus
     window_from: datetime | None
     window_to: datetime | None
@@ -146,7 +146,7 @@ async def sync_history(
     response: Response,
     context: Context,
     status: Annotated[RunStatus | None, Query()] = None,
-    kind: Annotated[TaskKind | None, Query()] = None,
+    kind: Annotated[RunKind | None, Query()] = None,
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Runs:
@@ -167,6 +167,12 @@ async def sync_history(
     page, following = cut(rows, limit, lambda row: Position(_ORDER, row["started_at"], str(row["run_id"])))
     response.headers.update(links(request, following))
     return Runs(items=[_run(row) for row in page], next=following)
+
+
+async def run_of(context: Resources, task_id: UUID) -> Run | None:
+    """The run that a task has become; None while it waits, and once the run has aged."""
+    row = await context.pool.fetchrow(f"{_COLUMNS} WHERE r.task_id = $1 ORDER BY r.started_at DESC LIMIT 1", task_id)
+    return None if row is None else _run(row)
 
 
 def _run(row: asyncpg.Record) -> Run:

@@ -8,11 +8,12 @@ from uuid import UUID, uuid4
 
 import asyncpg
 from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
 
 from services.api.access import KnownCaller
-from services.api.context import Context, KnownUser
+from services.api.context import Context, KnownUser, Resources
 from services.api.cursor import Position
+from services.api.endpoints.runs import Run, RunKind, run_of
 from services.api.pagination import Cursor, Limit, Page, cut, links
 from services.api.parameters import Moment, RequestBody, TaskId
 from services.api.problems import (
@@ -63,7 +64,6 @@ UPDATE task_history
 RETURNING pg_notify('orders_backup_tasks', task_id::text)
 """
 
-TaskKind = Literal["initial", "full", "manual", "journal", "orders", "reconcile"]
 TaskStatus = Literal["queued", "running", "stopping", "completed", "stopped", "stalled", "failed"]
 OrderId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z-]+$")]
 
@@ -143,31 +143,30 @@ ManualSync = Annotated[
 ]
 
 
+_EXAMPLE: dict[str, JsonValue] = {
+    "task_id": "0b9d64a8-3c5e-4c2e-9f53-6f4f9e0d2a11",
+    "user_id": "my-shop",
+    "token_id": 42,
+    "kind": "manual",
+    "parameters": {"from": "2026-01-01T00:00:00Z"},
+    "status": "queued",
+    "requested_by": "anonymous",
+    "correlation_id": "5f0c2b7e9d1a4c38b6e2f4a09c7d1e35",
+    "created_at": "2026-10-10T22:15:31Z",
+    "started_at": None,
+    "finished_at": None,
+    "stop_requested_at": None,
+    "error": None,
+}
+
+
 class Task(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "task_id": "0b9d64a8-3c5e-4c2e-9f53-6f4f9e0d2a11",
-                "user_id": "my-shop",
-                "token_id": 42,
-                "kind": "manual",
-                "parameters": {"from": "2026-01-01T00:00:00Z"},
-                "status": "queued",
-                "requested_by": "anonymous",
-                "correlation_id": "5f0c2b7e9d1a4c38b6e2f4a09c7d1e35",
-                "created_at": "2026-10-10T22:15:31Z",
-                "started_at": None,
-                "finished_at": None,
-                "stop_requested_at": None,
-                "error": None,
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
 
     task_id: UUID
     user_id: str
     token_id: int
-    kind: TaskKind
+    kind: RunKind
     parameters: dict[str, Any] = Field(description="what was asked for; empty: everything")
     status: TaskStatus
     requested_by: str | None
@@ -179,7 +178,15 @@ class Task(BaseModel):
     error: str | None
 
 
+class TaskWithRun(Task):
+    model_config = ConfigDict(json_schema_extra={"example": {**_EXAMPLE, "run": None}})
+
+    run: Run | None = Field(description="how far it is; null while it waits")
+
+
 class StartedTask(Task):
+    model_config = ConfigDict(json_schema_extra={"example": {**_EXAMPLE, "joined": False}})
+
     joined: bool = Field(description="it was going on or waiting already, and does what was asked for")
 
 
@@ -252,22 +259,27 @@ async def list_tasks(
 
 
 @router.get("/tasks/{task_id}", responses=documented(UnknownTaskError))
-async def get_task(task_id: TaskId, context: Context) -> Task:
-    """One task."""
-    row = await context.pool.fetchrow(f"{_COLUMNS} WHERE task_id = $1", task_id)
-    if row is None:
-        raise UnknownTaskError(f"There is no task {task_id}.")
-    return Task(**_fields(row))
+async def get_task(task_id: TaskId, context: Context) -> TaskWithRun:
+    """One task, with the live numbers of its run."""
+    task = await _task(context, task_id)
+    return TaskWithRun(**dict(task), run=await run_of(context, task_id))
 
 
 @router.post("/tasks/{task_id}/stop", status_code=202, responses=documented(UnknownTaskError, TaskEndedError))
 async def stop_task(task_id: TaskId, context: Context) -> Task:
     """Ask a task to stop: one that waits does at once, a listing within a second or two; its run tells what it did."""
     stopped = await context.pool.fetchrow(_STOP, task_id)
-    task = await get_task(task_id, context)
+    task = await _task(context, task_id)
     if stopped is None:
         raise TaskEndedError(f"The task has ended: it is {task.status}.")
     return task
+
+
+async def _task(context: Resources, task_id: UUID) -> Task:
+    row = await context.pool.fetchrow(f"{_COLUMNS} WHERE task_id = $1", task_id)
+    if row is None:
+        raise UnknownTaskError(f"There is no task {task_id}.")
+    return Task(**_fields(row))
 
 
 def _joinable_kinds(kind: str) -> Sequence[str]:
