@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, repeat
 from typing import Any, Literal
@@ -84,17 +84,43 @@ class LiveHandler:
         choice = plan(wanted, now=self._clock.now(), list_lag=self._list_lag)
         missed, in_vain = await self._hunt(token_id, choice.hunted)
         spent = dict.fromkeys(missed[:1], in_vain)
-        waiting = iter([*choice.single, *missed])
+        await self._fetch_and_publish(
+            token_id, [requests[order_id] for order_id in (*choice.single, *missed)], origins, spent
+        )
 
-        async def work() -> None:
-            for order_id in waiting:
+    async def _fetch_and_publish(
+        self,
+        token_id: int,
+        wanted: Sequence[Wanted],
+        origins: Mapping[str, list[ConsumerRecord]],
+        spent: Mapping[str, int],
+    ) -> None:
+        """Single fetches; a result is published as soon as those before it are acknowledged, with what came meanwhile.
+
+        So no fetch waits for Kafka, and no result waits for a slower answer to another fetch. `spent` are requests that
+        were made in vain before, by order.
+        """
+        waiting = iter(wanted)
+        # What was fetched and cannot be published is fetched again: not much of it, therefore.
+        results: asyncio.Queue[_Look] = asyncio.Queue(maxsize=2 * self._detail_concurrency)
+
+        async def fetch() -> None:
+            for request in waiting:
                 with tallied() as tally:
-                    result = await self._single(token_id, requests[order_id], origins[order_id])
-                cost = tally.requests + spent.get(order_id, 0)
-                await self._publish([result.model_copy(update={"requests": cost})])
+                    result = await self._single(token_id, request, origins[request.order_id])
+                cost = tally.requests + spent.get(request.order_id, 0)
+                await results.put(result.model_copy(update={"requests": cost}))
 
-        # A look is published as soon as it is made, and the next one does not wait for that of another order.
-        await _all(work() for _ in range(min(self._detail_concurrency, len(choice.single) + len(missed))))
+        async def publish() -> None:
+            published = 0
+            while published < len(wanted):
+                ready = [await results.get()]
+                while not results.empty():
+                    ready.append(results.get_nowait())
+                await self._publish(ready)
+                published += len(ready)
+
+        await _all([publish(), *(fetch() for _ in range(min(self._detail_concurrency, len(wanted))))])
 
     async def _hunt(self, token_id: int, quarries: Iterable[Quarry]) -> tuple[Sequence[str], int]:
         """Look on list pages; returns the ids that have to be fetched one by one, and the requests made in vain."""
