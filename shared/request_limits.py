@@ -110,7 +110,7 @@ class RequestLimits:
             pace,
             lookahead=self._minute * lookahead_share,
             learn_block=self._learn_block,
-            blocked=lambda: self.blocked_seconds > 0,
+            blocked_seconds=lambda: self.blocked_seconds,
         )
 
     async def acquire(self, endpoint: Endpoint, *, token_id: int | None, traffic: Traffic) -> None:

@@ -1,7 +1,8 @@
 """An allowance that all processes share: slots of one row in PostgreSQL, taken in small chunks.
 
-All moments are PostgreSQL's. A process that dies takes with it what it had not used of one chunk, and never more than
-was asked for by calls that were waiting.
+All moments are PostgreSQL's. A chunk holds a slot for every call that waits, and for those that will come within an
+eighth of a second if they go on coming as they did: a round trip to PostgreSQL for each call would cost more than the
+call. A process that dies, or has nothing more to do, wastes what it had not used of one chunk.
 """
 
 import asyncio
@@ -9,11 +10,11 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import asyncpg
 
 from shared.limits.pace import Pace
+from shared.limits.slots import Demand, Slots
 
 # A chunk is at most this part of what may be taken ahead, so that several processes fit in.
 _CHUNKS_AHEAD = 4
@@ -49,20 +50,11 @@ SELECT count, wait, extract(epoch FROM blocked_until - read_at)::float8 AS block
 _CREATE = "INSERT INTO client_budgets (client_id) VALUES ($1) ON CONFLICT DO NOTHING"
 
 
-@dataclass(frozen=True)
-class _Lease:
-    """`count` slots from the monotonic moment `first` on, which is in `wait` seconds."""
-
-    count: int
-    first: float
-    wait: float
-
-
 class Budget:
     """Slots of one row for one kind of traffic.
 
     `lookahead` is how many seconds ahead slots may be taken: traffic with less of it gives way to traffic with more.
-    `learn_block` is told of blocks that the row shows, in seconds; `blocked` says whether one is in force.
+    `learn_block` is told of blocks that the row shows, in seconds; `blocked_seconds` says how long one holds still.
     """
 
     def __init__(
@@ -73,14 +65,16 @@ class Budget:
         *,
         lookahead: float,
         learn_block: Callable[[float], None] = lambda _seconds: None,
-        blocked: Callable[[], bool] = lambda: False,
+        blocked_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._pool = pool
         self._key = key
         self._pace = pace
         self._lookahead = lookahead
         self._learn_block = learn_block
-        self._blocked = blocked
+        self._blocked_seconds = blocked_seconds
+        self._slots = Slots(pace)
+        self._demand = Demand()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._server: asyncio.Task[None] | None = None
 
@@ -89,6 +83,9 @@ class Budget:
 
         Raises the driver's errors if PostgreSQL is away: then nobody calls.
         """
+        self._demand.calls += 1
+        if not self._waiting and not self._blocked_seconds() and self._slots.use(time.monotonic()):
+            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if urgent:
             self._waiting.appendleft(turn)
@@ -102,41 +99,41 @@ class Budget:
         """Take slots and hand them out for as long as somebody waits."""
         try:
             while self._forget_cancelled():
-                lease = await self._lease(self._pace.chunk(len(self._waiting), seconds=self._lookahead / _CHUNKS_AHEAD))
-                if lease.count:
-                    await self._hand_out(lease)
-                else:
-                    # Spread, so that the processes that wait do not come back all at once.
-                    late = self._lookahead * random.uniform(0.1, 0.5)  # noqa: S311
-                    await asyncio.sleep(max(lease.wait - self._lookahead, 0.0) + late)
+                if blocked := self._blocked_seconds():
+                    self._slots = Slots(self._pace)  # slots before the end of a block are void
+                    await asyncio.sleep(min(blocked, self._lookahead))
+                elif self._slots.use(time.monotonic()):
+                    self._waiting.popleft().set_result(None)
+                elif wait := self._slots.wait(time.monotonic()):
+                    await asyncio.sleep(wait)
+                elif wait is None:
+                    await self._renew()
         except Exception as error:  # noqa: BLE001 - it is the error of everyone who waits
             self._fail(error)
         finally:
             self._server = None
 
-    async def _lease(self, count: int) -> _Lease:
-        row = await self._pool.fetchrow(
-            _LEASE, self._key, count, self._pace.interval, self._pace.tolerance, self._lookahead
-        )
-        if row is None:
-            await self._pool.execute(_CREATE, self._key)
-            return await self._lease(count)
+    async def _renew(self) -> None:
+        """Take a chunk; wait where there is none to be had yet."""
+        seconds = self._lookahead / _CHUNKS_AHEAD
+        wanted = max(len(self._waiting), self._demand.within(seconds, now=time.monotonic()))
+        row = await self._lease(self._pace.chunk(wanted, seconds=seconds))
         if row["blocked"] is not None:
             self._learn_block(row["blocked"])
-        return _Lease(row["count"], time.monotonic() + row["wait"], row["wait"])
+        if row["count"]:
+            self._slots = Slots(self._pace, time.monotonic() + row["wait"], row["count"])
+        else:
+            # Spread, so that the processes that wait do not come back all at once.
+            late = self._lookahead * random.uniform(0.1, 0.5)  # noqa: S311
+            await asyncio.sleep(max(row["wait"] - self._lookahead, 0.0) + late)
 
-    async def _hand_out(self, lease: _Lease) -> None:
-        for number in range(lease.count):
-            slot = lease.first + number * self._pace.interval
-            if (wait := slot - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            if self._blocked():
-                return  # slots before the end of a block are void
-            if time.monotonic() - slot > self._pace.lifetime + self._pace.tolerance:
-                continue
-            if not self._forget_cancelled():
-                return
-            self._waiting.popleft().set_result(None)
+    async def _lease(self, count: int) -> asyncpg.Record:
+        pace = self._pace
+        while True:
+            row = await self._pool.fetchrow(_LEASE, self._key, count, pace.interval, pace.tolerance, self._lookahead)
+            if row is not None:
+                return row
+            await self._pool.execute(_CREATE, self._key)
 
     def _forget_cancelled(self) -> bool:
         """Whether anybody still waits."""
