@@ -6,6 +6,7 @@ from datetime import datetime
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+from prometheus_client import Gauge
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,12 @@ TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.QueryCanceledError,
     OSError,
     TimeoutError,
+)
+
+POOL = Gauge(
+    "orders_backup_database_pool_connections",
+    "Connections to PostgreSQL by `state`: `used`, `idle`, and `limit`, of which no more are opened.",
+    ["state"],
 )
 
 _CLOSE_SECONDS = 5.0
@@ -81,11 +88,21 @@ async def wait_for_pool(database_url: str, *, service: str, max_size: int) -> as
     delay = 0.2
     while True:
         try:
-            return await open_pool(database_url, service=service, max_size=max_size)
+            pool = await open_pool(database_url, service=service, max_size=max_size)
         except TRANSIENT_DATABASE_ERRORS as error:
             logger.warning("PostgreSQL is not reachable yet", extra={"error": str(error), "retry_in_seconds": delay})
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5.0)
+        else:
+            tell_pool(pool)
+            return pool
+
+
+def tell_pool(pool: asyncpg.Pool) -> None:
+    """Let Prometheus read the use of this process's pool whenever it asks."""
+    POOL.labels("used").set_function(lambda: pool.get_size() - pool.get_idle_size())
+    POOL.labels("idle").set_function(pool.get_idle_size)
+    POOL.labels("limit").set_function(pool.get_max_size)
 
 
 async def close_pool(pool: asyncpg.Pool) -> None:

@@ -6,11 +6,13 @@ acknowledge too early for that (a header that is null skips a record under every
 skipped or repeated without a pause), so we read with aiokafka under FastStream's lifespan.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from prometheus_client import Gauge
 
 from shared.kafka import OutgoingRecord
 from shared.kafka_connection import connection_options
@@ -26,6 +29,13 @@ from shared.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
 
+LAG = Gauge(
+    "orders_backup_consumer_lag_records",
+    "Records of this replica's partitions that it has not taken yet; rising: more replicas, or something is away.",
+    ["topic"],
+)
+
+_LAG_SECONDS = 5.0
 _MAX_ERROR_LENGTH = 2000
 _PREFIX = "dead-letter-"
 _CAUSE_HEADERS = frozenset(
@@ -157,6 +167,39 @@ def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll
         metadata_max_age_ms=30_000,
         partition_assignment_strategy=(RangePartitionAssignor,),
     )
+
+
+async def lags_of(consumer: AIOKafkaConsumer) -> dict[str, int]:
+    """Records of each topic that stand in front of the consumer; raises IllegalStateError during a rebalance.
+
+    Kafka names a partition's end with every fetch; until the first one the partition counts as read.
+    """
+    ends = {partition: consumer.highwater(partition) for partition in consumer.assignment()}
+    lags = dict.fromkeys(consumer.subscription(), 0)
+    for partition, end in ends.items():
+        if end is not None:
+            lags[partition.topic] += max(end - await consumer.position(partition), 0)
+    return lags
+
+
+async def _tell_lags(consumer: AIOKafkaConsumer, and_then: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(_LAG_SECONDS)
+        with suppress(IllegalStateError):  # a rebalance is going on: the next look tells
+            for topic, lag in (await lags_of(consumer)).items():
+                LAG.labels(topic).set(lag)
+        and_then()
+
+
+@asynccontextmanager
+async def lags_told(consumer: AIOKafkaConsumer, and_then: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    """While the block lasts, tell Prometheus how far the started consumer is behind, and what else there is."""
+    telling = asyncio.create_task(_tell_lags(consumer, and_then), name="consumer lag")
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
 
 def next_offsets(records: Iterable[ConsumerRecord]) -> dict[TopicPartition, int]:

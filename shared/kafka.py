@@ -6,6 +6,7 @@ gathers them into batches itself. Its batches wait for ever where idempotence is
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from faststream.kafka import KafkaBroker
+from prometheus_client import Counter, Histogram
 
 from shared.errors import ConfigurationError, PermanentError, TransientError
 from shared.kafka_connection import connection_options, faststream_security
@@ -20,6 +22,14 @@ from shared.settings import KafkaSettings
 from shared.topics import create_topics
 
 logger = logging.getLogger(__name__)
+
+PUBLISHED = Counter("orders_backup_kafka_records_published_total", "Records that Kafka has acknowledged.", ["topic"])
+PUBLISH_SECONDS = Histogram(
+    "orders_backup_kafka_publish_seconds",
+    "Time until Kafka has acknowledged what was published together; rising: the broker is slow or away.",
+    ["topic"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
 
 OutgoingRecord = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 """Key, value, headers; not both of key and value are null."""
@@ -89,6 +99,7 @@ class RecordProducer:
         acknowledgements: list[asyncio.Future[Any]] = []
         try:
             async with asyncio.timeout(self._deadline_seconds):
+                started = time.perf_counter()
                 for key, value, headers in records:
                     if key is None and value is None:
                         raise UnsendableRecordError(f"{topic}: a record without key and value")
@@ -96,6 +107,8 @@ class RecordProducer:
                     sent.add_done_callback(_mark_retrieved)
                     acknowledgements.append(sent)
                 await asyncio.gather(*acknowledgements)
+                PUBLISH_SECONDS.labels(topic).observe(time.perf_counter() - started)
+                PUBLISHED.labels(topic).inc(len(acknowledgements))
         except MessageSizeTooLargeError as error:
             raise UnsendableRecordError(f"{topic}: {error}") from error
         except (KafkaError, TimeoutError) as error:

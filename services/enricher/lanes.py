@@ -14,14 +14,21 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
+from prometheus_client import Gauge
 
-from shared.delivery import commit
+from shared.delivery import commit, lags_told
 from shared.service import is_transient
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Sequence[ConsumerRecord]], Awaitable[None]]
 """Does the work of some records of one token; when it returns, their effect is durable."""
+
+IN_HAND = Gauge(
+    "orders_backup_enricher_records_in_hand",
+    "Records taken from Kafka whose effect is not durable yet: they wait for limits, for Allegro, or behind others.",
+    ["topic"],
+)
 
 _COMMIT_INTERVAL_SECONDS = 0.5
 _POLL_TIMEOUT_MS = 200
@@ -109,18 +116,22 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         committer = asyncio.create_task(self._commit_regularly(), name=f"commit {self._topic}")
         try:
             await consumer.start()
-            while True:
-                polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
-                self._progressed()
-                for partition, records in polled.items():
-                    self._dispatch(partition, records)
-                self._hold_back(consumer)
+            async with lags_told(consumer, self._tell):
+                await self._take(consumer)
         finally:
             committer.cancel()
             await asyncio.gather(committer, return_exceptions=True)
             await self.on_partitions_revoked(list(self._owned))
             self._consumer = None
             await consumer.stop()
+
+    async def _take(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
+            self._progressed()
+            for partition, records in polled.items():
+                self._dispatch(partition, records)
+            self._hold_back(consumer)
 
     @property
     def unfinished(self) -> Mapping[TopicPartition, int]:
@@ -212,6 +223,9 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         while True:
             await asyncio.sleep(_COMMIT_INTERVAL_SECONDS)
             await self._commit(dict(self._owned))
+
+    def _tell(self) -> None:
+        IN_HAND.labels(self._topic).set(sum(self.unfinished.values()))
 
     async def _commit(self, owned: Mapping[TopicPartition, Ownership]) -> None:
         offsets = {

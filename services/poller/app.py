@@ -8,6 +8,7 @@ from functools import partial
 import httpx
 from faststream.asgi import AsgiFastStream
 
+from services.poller.backlog import Backlog
 from services.poller.devices import DevicePoller
 from services.poller.full_runs import FullRuns
 from services.poller.housekeeping import Housekeeper
@@ -38,6 +39,7 @@ _LOGINS_AT_A_TIME = 4
 _SETTLED_RUNS_SECONDS = 30.0
 _FULL_RUNS_SECONDS = 15.0
 _STANDSTILL_SECONDS = 15.0
+_BACKLOG_SECONDS = 15.0
 _HOUSEKEEPING_SECONDS = 3600.0
 _TOPICS_SECONDS = 5.0
 
@@ -109,6 +111,7 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             loops.run_every("redelivery", tick, redelivery.turn)
             loops.run_every("settled-runs", _SETTLED_RUNS_SECONDS, redelivery.end_settled_runs)
             loops.run_every("standstill", _STANDSTILL_SECONDS, Standstill(pool, settings).turn)
+            loops.run_every("backlog", _BACKLOG_SECONDS, Backlog(pool).turn)
             loops.run_every("full-runs", _FULL_RUNS_SECONDS, FullRuns(pool, settings).turn)
             loops.run_every("housekeeping", _HOUSEKEEPING_SECONDS, Housekeeper(pool, settings).turn)
             loops.keep_running("wakeups", partial(listen, url, wakes, partial(health.progressed, "wakeups")))

@@ -37,3 +37,17 @@ device_polls = Counter(
     "Looks at pending consents by outcome: pending, slow_down, success, ended, unavailable.",
     ["outcome"],
 )
+cursors = Gauge(
+    "orders_backup_cursors",
+    "Active sellers by the age of their cursor: below `age` and not below the one before it; `older` needs a look.",
+    ["age"],
+)
+pending_fetches = Gauge(
+    "orders_backup_pending_fetches",
+    "Orders that are owed a look, by `state`: `first` has not been tried, `retry` failed and waits for its time.",
+    ["state"],
+)
+unfinished_runs = Gauge("orders_backup_unfinished_runs", "Runs that have not ended, by kind.", ["kind"])
+open_dead_letters = Gauge(
+    "orders_backup_dead_letters_open", "Dead letters that nobody has replayed or dropped: each wants a look."
+)

@@ -17,7 +17,7 @@ from services.writer.batch import SERVICE, Batch, collect, extend
 from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
-from shared.delivery import DeadLetter, RebalanceLog, commit, next_offsets
+from shared.delivery import DeadLetter, RebalanceLog, commit, lags_told, next_offsets
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.service import is_transient
 from shared.topics import Topics
@@ -82,7 +82,8 @@ class Writer:
         consumer.subscribe(topics, listener=RebalanceLog())
         try:
             await consumer.start()
-            await self._consume(consumer)
+            async with lags_told(consumer):
+                await self._consume(consumer)
         finally:
             await consumer.stop()
 

@@ -29,6 +29,12 @@ class Metrics:
             "orders_backup_order_state_lag_seconds",
             "How long the oldest change has waited for `order-state`; rising values mean Kafka is away or too slow.",
         )
+        self.freshness_seconds = Histogram(
+            "orders_backup_freshness_seconds",
+            "From an order's newest event in Allegro's journal to our copy showing it; up to SYNC_INTERVAL_SECONDS of"
+            " it is waiting for the next look.",
+            buckets=(1, 2.5, 5, 10, 30, 60, 120, 180, 240, 300, 600, 1800, 3600, 21600, 86400),
+        )
         self.batch_seconds = Histogram(
             "orders_backup_writer_batch_seconds",
             "Time to store one batch; rising values mean the database is the bottleneck.",
@@ -43,3 +49,5 @@ class Metrics:
         self.orders.labels("updated").inc(written.orders_updated)
         self.orders.labels("unchanged").inc(written.orders_unchanged)
         self.dead_letters.inc(written.dead_letters)
+        for seconds in written.waited_seconds:
+            self.freshness_seconds.observe(seconds)

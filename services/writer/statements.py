@@ -87,7 +87,8 @@ SETTLE_FETCHES = """
 DELETE FROM pending_fetches p
  USING unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS l (token_id, order_id, observed_at)
  WHERE p.user_token_id = l.token_id AND p.allegro_order_id = l.order_id AND p.wanted_after <= l.observed_at
-RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
+RETURNING p.user_token_id, p.allegro_order_id, p.run_ids,
+          extract(epoch FROM clock_timestamp() - p.wanted_after)::float8 AS waited
 """
 
 # The attempt number fences off a repeated record. Nothing to set: what was owed has been settled meanwhile.

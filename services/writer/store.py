@@ -6,7 +6,7 @@ before: events by their id, orders by their observation, counters because they c
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +44,8 @@ class Written:
     orders_updated: int = 0
     orders_unchanged: int = 0
     dead_letters: int = 0
+    waited_seconds: tuple[float, ...] = field(default=(), compare=False)
+    """From the journal's newest event of an order to the look that shows it, for each order that was owed one."""
 
     def __add__(self, other: "Written") -> "Written":
         return Written(
@@ -52,6 +54,7 @@ class Written:
             self.orders_updated + other.orders_updated,
             self.orders_unchanged + other.orders_unchanged,
             self.dead_letters + other.dead_letters,
+            self.waited_seconds + other.waited_seconds,
         )
 
 
@@ -89,6 +92,7 @@ class _Transaction:
         self._storable = storable
         self._runs: defaultdict[UUID, RunCounts] = defaultdict(RunCounts)
         self._settled_by: dict[OrderKey, UUID | None] = {}
+        self._waited: tuple[float, ...] = ()
 
     async def run(self) -> Written:
         events = await self._insert_events()
@@ -112,6 +116,7 @@ class _Transaction:
             orders_updated=len(changed) - added,
             orders_unchanged=len(self._batch.observations) - len(changed),
             dead_letters=dead_letters,
+            waited_seconds=self._waited,
         )
 
     def _document(self, raw: bytes) -> Storable:
@@ -207,14 +212,14 @@ class _Transaction:
     async def _settle_fetches(self) -> None:
         looked_at = self._batch.looked_at
         if looked_at:
-            self._count_settled(
-                await self._connection.fetch(
-                    sql.SETTLE_FETCHES,
-                    [token_id for token_id, _ in looked_at],
-                    [order_id for _, order_id in looked_at],
-                    list(looked_at.values()),
-                )
+            settled = await self._connection.fetch(
+                sql.SETTLE_FETCHES,
+                [token_id for token_id, _ in looked_at],
+                [order_id for _, order_id in looked_at],
+                list(looked_at.values()),
             )
+            self._count_settled(settled)
+            self._waited = tuple(row["waited"] for row in settled)
 
     async def _note_failures(self) -> None:
         failures = self._batch.failures.values()

@@ -8,6 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from shared.delivery import lags_of, open_consumer
 from shared.errors import ConfigurationError
 from shared.kafka import (
     PublishFailedError,
@@ -123,3 +124,19 @@ async def test_the_broker_check_says_whether_kafka_answers(kafka_bootstrap: str,
     async with broker:
         await broker.start()
         await check_kafka(broker)
+
+
+async def test_a_consumer_says_how_many_records_stand_in_front_of_it(kafka_bootstrap: str, fresh_topics: str) -> None:
+    where = KafkaSettings(kafka_bootstrap_servers=(kafka_bootstrap,), kafka_topic_prefix=fresh_topics)
+    topic = where.topics.orders
+    consumer = open_consumer(where, group="lag", service="test", max_poll_interval_ms=60_000)
+    consumer.subscribe([topic])
+    async with RecordProducer(where, service="test") as producer, asyncio.timeout(60):
+        await producer.publish_all(topic, [(b"one", str(number).encode(), []) for number in range(5)])
+        async with consumer:
+            await consumer.getmany(timeout_ms=30_000, max_records=2)
+            some = await lags_of(consumer)
+            while await lags_of(consumer) != {topic: 0}:
+                await consumer.getmany(timeout_ms=1_000)
+
+    assert some == {topic: 3}
