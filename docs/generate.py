@@ -2,7 +2,7 @@
 
     python -m docs.generate
 
-It writes `docs/schemas/<topic>.json` and the parts of `docs/topics.md` between `<!-- generated: <topic> -->` and
+It writes `docs/schemas/<topic>.json`, `docs/asyncapi.json` and the parts of `docs/topics.md` between `<!-- generated: <topic> -->` and
 `<!-- end of generated -->`; everything else on that page is written by hand. `tests/docs` fails while they differ.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from shared import asyncapi
 from shared.messages import (
     OrderEvent,
     OrderFetch,
@@ -30,6 +31,7 @@ from shared.messages import (
     headers,
     json_schemas,
 )
+from shared.topics import Topics
 
 _DOCS = Path(__file__).parent
 _PAGE = _DOCS / "topics.md"
@@ -209,10 +211,26 @@ def topics_page(current: str) -> str:
     return page
 
 
+def asyncapi_document() -> dict[str, Any]:
+    """The description of the topics that the API serves, with an example of every kind."""
+    document = asyncapi.document(Topics())
+    for records in examples().values():
+        for record in records:
+            message = document["components"]["messages"][record.kind]
+            run_id: UUID | None = getattr(record, "run_id", None)
+            carried = {name: value.decode() for name, value in headers(correlation_id=_CORRELATION_ID, run_id=run_id)}
+            message["examples"] = [{"headers": carried, "payload": json.loads(record.encode())}]
+    return document
+
+
 def files() -> Mapping[Path, str]:
     """Every generated file with the content it should have."""
     schemas = {_DOCS / "schemas" / f"{topic}.json": _pretty(schema) + "\n" for topic, schema in json_schemas().items()}
-    return {**schemas, _PAGE: topics_page(_PAGE.read_text())}
+    return {
+        **schemas,
+        _DOCS / "asyncapi.json": _pretty(asyncapi_document()) + "\n",
+        _PAGE: topics_page(_PAGE.read_text()),
+    }
 
 
 def outdated() -> list[Path]:

@@ -12,7 +12,18 @@ from services.api import problems
 from services.api.access import identify
 from services.api.context import SERVICE, Connections
 from services.api.documentation import TAGS, document
-from services.api.endpoints import authorizations, dead_letters, exports, health, orders, runs, schedules, tasks, tokens
+from services.api.endpoints import (
+    authorizations,
+    dead_letters,
+    exports,
+    health,
+    orders,
+    runs,
+    schedules,
+    tasks,
+    tokens,
+    topics,
+)
 from services.api.middleware import RequestFrame
 from services.api.problems import (
     BadRequestError,
@@ -62,8 +73,10 @@ def build_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.connections = connections
+    app.state.topics = settings.topics
     app.state.health = state
     app.include_router(health.router)
+    app.include_router(topics.router)
     app.include_router(_version_1())
     problems.install(app)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=_COMPRESSION_LEVEL)
