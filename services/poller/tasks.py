@@ -158,8 +158,7 @@ UPDATE sync_history r SET last_event_id = $3, requests = r.requests + $4
 
 _STORED = "SELECT count(*) FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])"
 
-# Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun. What is owed to them
-# stays owed.
+# Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun.
 # language=sql
 _STOP = """
 WITH asked AS (
@@ -175,12 +174,19 @@ WITH asked AS (
 ), runs AS (
     UPDATE sync_history r SET status = 'stopped', completed_at = now(), error = NULL
       FROM asked WHERE r.task_id = asked.task_id AND r.completed_at IS NULL
-    RETURNING r.run_id
+    RETURNING r.run_id, r.kind, r.user_token_id
 ), windows AS (
     UPDATE run_windows w SET finished = true FROM runs WHERE w.run_id = runs.run_id
+), tasks AS (
+    UPDATE task_history h SET status = 'stopped', finished_at = now(), lease_owner = NULL, lease_until = NULL
+      FROM asked WHERE h.task_id = asked.task_id
 )
-UPDATE task_history h SET status = 'stopped', finished_at = now(), lease_owner = NULL, lease_until = NULL
-  FROM asked WHERE h.task_id = asked.task_id
+SELECT user_token_id, run_id FROM runs WHERE kind = 'orders'
+"""
+
+# Looks that nobody else wants. Those that an event wants stay owed, as do those of a stopped reading of the journal.
+_DROP_LOOKS = """
+DELETE FROM pending_fetches WHERE user_token_id = $1 AND run_ids <> '{}' AND run_ids <@ ARRAY[$2::uuid]
 """
 
 _GIVE_UP = """
@@ -241,7 +247,9 @@ class TaskPlanner:
 
     async def turn(self) -> bool:
         """Begin what is queued and end what was stopped; says whether there may be more."""
-        await self._pool.execute(_STOP, _STOP_PATIENCE)
+        # One statement after the other: the writer locks what is owed before runs and tasks.
+        for stopped in await self._pool.fetch(_STOP, _STOP_PATIENCE):
+            await self._pool.execute(_DROP_LOOKS, stopped["user_token_id"], stopped["run_id"])
         await self._pool.execute(_GIVE_UP)
         return await self._slots.fill(self.claim, self.plan)
 

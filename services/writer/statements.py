@@ -156,9 +156,11 @@ ON CONFLICT (run_id) DO UPDATE
    SET events_stored = r.events_stored + excluded.events_stored,
        last_event_id = greatest(r.last_event_id, excluded.last_event_id),
        progress_at = now()
+ WHERE r.completed_at IS NULL
 """
 
-# The requests of a listing are its pages, and told by its walk.
+# An ended run's numbers stay, whatever it caused comes later. The requests of a listing are its pages, and told by its
+# walk.
 COUNT_ORDERS = """
 UPDATE sync_history r
    SET orders_processed = r.orders_processed + n.processed,
@@ -168,7 +170,7 @@ UPDATE sync_history r
        progress_at = CASE WHEN n.processed + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
        AS n (run_id, processed, added, updated, requests)
- WHERE r.run_id = n.run_id
+ WHERE r.run_id = n.run_id AND r.completed_at IS NULL
 """
 
 LOCK_WALKS = """

@@ -20,7 +20,7 @@ from shared.clock import DatabaseClock, to_event_id
 from shared.kafka import PublishFailedError
 from shared.messages import OrderWindow
 from shared.topics import Topics
-from tests.builders import a_token, an_observation, consumed
+from tests.builders import a_token, an_event, an_observation, consumed
 from tests.poller.conftest import SETTINGS, Kafka, Shop, a_task
 from tests.poller.test_journal import a_line
 
@@ -405,6 +405,30 @@ async def test_a_task_that_is_stopped_ends_as_stopped(
     ended = await task(pool, task_id)
     assert (ended["status"], ended["finished_at"] is not None) == ("stopped", True)
     assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
+
+
+async def test_a_stopped_run_of_orders_drops_the_looks_that_only_it_wanted_and_counts_no_more(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka
+) -> None:
+    token_id = await a_token(pool)
+    await kafka.publish_all("order-events", [(b"1", an_event(100, order_id="b").encode(), [])])
+    task_id = await a_task(pool, token_id, "orders", order_ids=["a", "b", "c"])
+    await replica.turn()
+    await pool.execute(
+        "UPDATE task_history SET status = 'stopping', stop_requested_at = now() WHERE task_id = $1", task_id
+    )
+
+    await replica.turn()
+    left = [row["allegro_order_id"] for row in await pool.fetch("SELECT allegro_order_id FROM pending_fetches")]
+    # Looks that were under way.
+    for order_id in ("a", "b"):
+        seen = an_observation(replica.clock.now(), order_id=order_id, token_id=token_id)
+        await kafka.store.apply(collect([consumed(seen)], dead_letter_topic="dead"))
+
+    assert left == ["b"]
+    assert (await task(pool, task_id))["status"] == "stopped"
+    runs = await pool.fetch("SELECT kind, status, orders_processed FROM sync_history ORDER BY kind")
+    assert [tuple(run) for run in runs] == [("journal", "completed", 1), ("orders", "stopped", 0)]
 
 
 async def test_tasks_of_a_token_without_consent_wait_and_those_of_a_deactivated_one_fail(
