@@ -2,8 +2,9 @@
 
     python -m docs.generate
 
-It writes `docs/schemas/<topic>.json`, `docs/asyncapi.json` and the parts of `docs/topics.md` between `<!-- generated: <topic> -->` and
-`<!-- end of generated -->`; everything else on that page is written by hand. `tests/docs` fails while they differ.
+It writes `docs/schemas/<topic>.json`, `docs/asyncapi.json`, and the parts of `docs/topics.md` between
+`<!-- generated: <topic> -->` and `<!-- end of generated -->`; everything else on that page is written by hand.
+`tests/docs` fails while they differ.
 """
 
 import json
@@ -226,11 +227,8 @@ def asyncapi_document() -> dict[str, Any]:
 def files() -> Mapping[Path, str]:
     """Every generated file with the content it should have."""
     schemas = {_DOCS / "schemas" / f"{topic}.json": _pretty(schema) + "\n" for topic, schema in json_schemas().items()}
-    return {
-        **schemas,
-        _DOCS / "asyncapi.json": _pretty(asyncapi_document()) + "\n",
-        _PAGE: topics_page(_PAGE.read_text()),
-    }
+    described = {_DOCS / "asyncapi.json": _pretty(asyncapi_document()) + "\n"}
+    return {**schemas, **described, _PAGE: topics_page(_PAGE.read_text())}
 
 
 def outdated() -> list[Path]:

@@ -1,7 +1,7 @@
 """The topics as AsyncAPI 3.0 describes them, made of the records' models (requirement C5).
 
-Our consumers are plain aiokafka, so FastStream has nothing to generate this from; and what counts is the contract of the
-records, which `shared.messages` holds. The API serves the document, `docs/asyncapi.json` is its copy with examples.
+Our consumers are plain aiokafka, so FastStream has nothing to generate this from; and what counts is the contract of
+the records, which `shared.messages` holds. The API serves the document, `docs/asyncapi.json` is its copy with examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def document(topics: Topics) -> dict[str, Any]:
         "channels": {channel.name: _described(channel) for channel in _channels(topics)}
         | {"dead-letters": _dead_letters(topics)},
         "operations": {
-            f"receive-{name}": {"action": "send", "channel": {"$ref": f"#/channels/{name}"}, "summary": summary}
+            f"publish-{name}": {"action": "send", "channel": {"$ref": f"#/channels/{name}"}, "summary": summary}
             for name, summary in (
                 ("order-events", "Every order event, as it is read from the journal."),
                 ("orders", "Every look at an order, and what became of attempts to look."),
@@ -131,7 +131,7 @@ def _message(model: type[BaseModel], key: Mapping[str, Any], schemas: dict[str, 
             "properties": {
                 "correlation-id": {
                     "type": "string",
-                    "description": "follows a request or a poll through every service",
+                    "description": "follows a request or a poll through it all",
                 },
                 "schema": {"type": "string", "description": "version of the record's contract"},
                 "run-id": {"type": "string", "format": "uuid", "description": "the run that caused the record"},
@@ -146,7 +146,7 @@ def _dead_letter() -> dict[str, Any]:
     return {
         "name": "dead-letter",
         "title": "DeadLetter",
-        "summary": "A record that cannot be processed: key, value and headers as they came, the cause as the last headers.",
+        "summary": "A record that cannot be processed: as it came, with the cause as its last headers.",
         "contentType": "application/octet-stream",
         "headers": {
             "type": "object",
