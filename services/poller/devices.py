@@ -22,6 +22,7 @@ from shared.allegro.errors import (
     AllegroError,
     AuthorizationEndedError,
     AuthorizationPendingError,
+    NotPermittedError,
     SlowDownError,
 )
 from shared.allegro.oauth import AllegroOAuth, TokenPair
@@ -35,13 +36,16 @@ from shared.token_vault import DifferentSellerError, TokenVault, device_code_bin
 logger = logging.getLogger(__name__)
 
 _SLOW_DOWN_SECONDS = 5  # RFC 8628, 3.5
+# For so long a poll waits for its permission. During a block it is put off instead: polls whose leases run out while
+# they wait would all go out together at its end.
+_PATIENCE = timedelta(seconds=5)
 # For so long a pair is kept that PostgreSQL cannot take, and for so long an end of this process waits for it.
 _KEEP_SECONDS = 300.0
 _KEEP_PAUSE_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
 
-# The claim itself sets the next poll, so that a poller that dies after asking is not followed by one that asks faster
-# than Allegro allows.
+# The claim itself sets the next poll, so that a poller that dies after asking, as late as its patience lets it, is not
+# followed by one that asks faster than Allegro allows.
 # language=sql
 _CLAIM = """
 WITH due AS (
@@ -51,7 +55,7 @@ WITH due AS (
 )
 UPDATE device_authorizations d
    SET lease_owner = $1, lease_until = now() + $3::interval, fence = d.fence + 1, polls = d.polls + 1,
-       next_poll_at = now() + d.interval_seconds * interval '1 second'
+       next_poll_at = now() + d.interval_seconds * interval '1 second' + $4::interval
   FROM due WHERE d.task_id = due.task_id
 RETURNING d.task_id, d.user_id, d.device_code, d.interval_seconds, d.fence, d.correlation_id,
           d.expires_at <= now() AS expired
@@ -135,7 +139,7 @@ class DevicePoller:
 
     async def claim(self, limit: int) -> Sequence[Authorization]:
         """Lease up to `limit` due authorisations; no other replica gets the same ones."""
-        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration)
+        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration, _PATIENCE)
         return [
             Authorization(
                 task_id=row["task_id"],
@@ -154,13 +158,16 @@ class DevicePoller:
             binding = device_code_binding(authorization.task_id)
             try:
                 code = self._keyring.open(authorization.device_code, belongs_to=binding)
-                pair = await self._oauth.poll_device_code(code)
+                pair = await self._oauth.poll_device_code(code, patience_seconds=_PATIENCE.total_seconds())
             except AuthorizationPendingError:
                 await self._wait(authorization, "pending")
             except SlowDownError:
                 await self._wait(authorization, "slow_down", slower_by=_SLOW_DOWN_SECONDS)
             except AuthorizationEndedError as error:
                 await self._end(authorization, error.reason, str(error))
+            except NotPermittedError:
+                # Not asked: whatever has expired is asked for once more when it is permitted.
+                await self._put_off(authorization, "not_permitted")
             except (AllegroError, TransientError, DecryptionError) as error:
                 # Bot protection, an outage, a block, a wrong client secret or key: no refusal by the seller.
                 logger.warning(
@@ -174,6 +181,9 @@ class DevicePoller:
         if authorization.has_expired:
             await self._end(authorization, "expired", "The code expired before the seller decided. Start again.")
             return
+        await self._put_off(authorization, outcome, slower_by=slower_by)
+
+    async def _put_off(self, authorization: Authorization, outcome: str, *, slower_by: int = 0) -> None:
         metrics.device_polls.labels(outcome).inc()
         await self._pool.execute(_WAIT, authorization.task_id, authorization.fence, slower_by)
 

@@ -34,7 +34,7 @@ stalled_runs = Gauge(
 tasks = Counter("orders_backup_tasks_total", "Tasks begun or refused, by kind.", ["kind", "outcome"])
 device_polls = Counter(
     "orders_backup_device_polls_total",
-    "Looks at pending consents by outcome: pending, slow_down, success, ended, unavailable.",
+    "Looks at pending consents by outcome: pending, slow_down, success, ended, unavailable, not_permitted.",
     ["outcome"],
 )
 cursors = Gauge(

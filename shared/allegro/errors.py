@@ -5,6 +5,7 @@
     │   └── AllegroTimeoutError                    no answer in time: worth another try at once
     ├── AllegroOutageError      (TransientError)   not called at all: most calls fail at present
     ├── RateLimitedError        (TransientError)   429
+    ├── NotPermittedError       (TransientError)   not called at all: the limits gave no permission in time
     ├── InvalidClientError      (TransientError)   our app is not accepted: nothing of a seller's is wrong
     ├── AccessDeniedError       (PermanentError)   403: a scope is missing, or the API key is blocked (#11939, #10913)
     ├── OrderNotFoundError      (PermanentError)   404: merged, older than a year, or another seller's
@@ -63,6 +64,10 @@ class AllegroOutageError(AllegroError, TransientError):
 
 class RateLimitedError(AllegroError, TransientError):
     """429: everybody who uses this client id has to stop for a while (`retry_after`)."""
+
+
+class NotPermittedError(AllegroError, TransientError):
+    """The call was not made: the limits did not permit it for as long as its caller could wait."""
 
 
 class InvalidClientError(AllegroError, TransientError):

@@ -1,5 +1,6 @@
 """OAuth of the client id: device flow and refresh (allegro-api.md 1 and 2). Knows secrets, stores none."""
 
+import asyncio
 import base64
 import binascii
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from shared.allegro.errors import (
     AuthorizationPendingError,
     InvalidClientError,
     InvalidGrantError,
+    NotPermittedError,
     RateLimitedError,
     RequestRejectedError,
     SlowDownError,
@@ -85,17 +87,19 @@ class AllegroOAuth:
         body = await self._post(Endpoint.DEVICE, "/auth/oauth/device", {"client_id": self._client_id})
         return _device_code(body)
 
-    async def poll_device_code(self, device_code: Secret) -> TokenPair:
+    async def poll_device_code(self, device_code: Secret, *, patience_seconds: float | None = None) -> TokenPair:
         """Ask whether the seller has decided; the one successful answer must be stored before anything else.
 
         Raises AuthorizationPendingError, SlowDownError, AuthorizationEndedError, InvalidClientError, RateLimitedError,
-        AllegroUnavailableError (bot protection too: it is no refusal).
+        AllegroUnavailableError (bot protection too: it is no refusal); NotPermittedError if the limits let nothing
+        through for `patience_seconds`: then nothing has been asked.
         """
         try:
             body = await self._post(
                 Endpoint.TOKEN,
                 "/auth/oauth/token",
                 {"grant_type": _DEVICE_GRANT, "device_code": device_code.reveal()},
+                patience_seconds=patience_seconds,
             )
         except (InvalidGrantError, RequestRejectedError) as refusal:
             raise _end_of(refusal) from None
@@ -113,8 +117,10 @@ class AllegroOAuth:
         )
         return _token_pair(body)
 
-    async def _post(self, endpoint: Endpoint, path: str, form: dict[str, str]) -> dict[str, Any]:
-        await self._limits.acquire(endpoint, token_id=None, traffic="live")
+    async def _post(
+        self, endpoint: Endpoint, path: str, form: dict[str, str], *, patience_seconds: float | None = None
+    ) -> dict[str, Any]:
+        await self._permission(endpoint, patience_seconds)
         answer = await exchange(
             self._http,
             endpoint,
@@ -127,6 +133,16 @@ class AllegroOAuth:
         if answer.status != httpx.codes.OK:
             await self._refuse(endpoint, answer)
         return _json_object(endpoint, answer.body)
+
+    async def _permission(self, endpoint: Endpoint, patience_seconds: float | None) -> None:
+        patience = asyncio.timeout(patience_seconds)
+        try:
+            async with patience:
+                await self._limits.acquire(endpoint, token_id=None, traffic="live")
+        except TimeoutError:
+            if not patience.expired():
+                raise  # PostgreSQL's
+            raise NotPermittedError(f"no permission within {patience_seconds:g} s").at(endpoint.value) from None
 
     async def _refuse(self, endpoint: Endpoint, answer: Answer) -> NoReturn:
         error = from_oauth_answer(endpoint.value, answer.status, answer.body, retry_after=answer.retry_after)

@@ -46,8 +46,9 @@ class TestAuthorization:
         await api.post("/api/v1/tokens/auth/initialize", json={"user_id": "shop-1"})
 
         row = await pool.fetchrow("SELECT device_authorizations::text AS everything FROM device_authorizations")
-        assert "d" * 32 not in row["everything"]
-        assert ("d" * 32).encode().hex() not in row["everything"]
+        assert "abcd1234" in row["everything"]
+        assert a_secret("device-code") not in row["everything"]
+        assert a_secret("device-code").encode().hex() not in row["everything"]
 
     async def test_an_allegro_that_does_not_answer_is_a_bad_gateway(
         self, api: httpx.AsyncClient, allegro: Allegro
@@ -83,8 +84,8 @@ class TestTokens:
         assert listed.json()["items"] == [by_user.json()]
         assert by_user.json()["status"] == "active"
         for answer in (created, listed, by_user):
-            assert "the-access" not in answer.text
-            assert "the-refresh" not in answer.text
+            assert a_secret("access") not in answer.text
+            assert a_secret("refresh") not in answer.text
         assert await pool.fetchval("SELECT kind FROM task_history") == "initial"
         assert await pool.fetchval("SELECT status FROM active_sync_schedules") == "active"
 

@@ -17,6 +17,7 @@ from shared.allegro.errors import (
     AuthorizationEndedError,
     AuthorizationPendingError,
     InvalidClientError,
+    NotPermittedError,
     RateLimitedError,
     SlowDownError,
 )
@@ -43,7 +44,8 @@ class Allegro:
         self.polls: list[str] = []
         self.during: Any = None
 
-    async def poll_device_code(self, code: Secret) -> TokenPair:
+    async def poll_device_code(self, code: Secret, *, patience_seconds: float) -> TokenPair:
+        assert 0 < patience_seconds <= 5
         self.polls.append(code.reveal())
         if self.during is not None:
             await self.during()
@@ -143,6 +145,7 @@ async def test_a_consent_is_committed_with_everything_that_begins_with_it(
         (AllegroUnavailableError("403: bot protection"), 5, 5),
         (RateLimitedError("429"), 5, 5),
         (InvalidClientError("invalid_client"), 5, 5),
+        (NotPermittedError("no permission within 5 s"), 5, 5),
     ],
 )
 async def test_what_is_no_decision_is_asked_again_and_never_faster_than_allowed(
@@ -191,6 +194,21 @@ async def test_a_code_that_expired_is_asked_for_once_more_and_ends(
     assert (await row(pool, in_time))["status"] == "SUCCESS"
     ended = await row(pool, too_late)
     assert (ended["status"], ended["reason"]) == ("FAILURE", "expired")
+
+
+async def test_a_code_that_expires_while_nobody_may_ask_is_asked_for_afterwards(
+    pool: asyncpg.Pool, replica: Replica, allegro: Allegro
+) -> None:
+    task_id = await an_authorization(pool, expires_in=-5)
+    allegro.answer = NotPermittedError("no permission within 5 s")
+    await replica.turn()
+    during = (await row(pool, task_id))["status"]
+    await lose_the_lease_of_all(pool)
+    allegro.answer = a_pair()
+
+    await replica.turn()
+
+    assert (during, (await row(pool, task_id))["status"]) == ("PENDING", "SUCCESS")
 
 
 async def test_a_code_that_no_key_opens_ends_when_it_expires(
@@ -277,7 +295,8 @@ async def test_whoever_takes_over_from_a_poller_that_died_asks_no_faster_than_al
     await Replica(pool, allegro, "another").turn()
 
     assert allegro.polls == []
-    assert 39 < (await row(pool, task_id))["due_in"] <= 40
+    # The one that died may have waited for its permission for 5 s before it asked.
+    assert 44 < (await row(pool, task_id))["due_in"] <= 45
 
 
 async def test_consents_to_several_codes_at_once_leave_one_token_and_nothing_that_waits(

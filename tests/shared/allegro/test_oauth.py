@@ -1,5 +1,6 @@
 """Device flow and refresh at the edge: what is sent, and what each answer means (A1, A2, A6)."""
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -14,6 +15,7 @@ from shared.allegro.errors import (
     AuthorizationPendingError,
     InvalidClientError,
     InvalidGrantError,
+    NotPermittedError,
     RateLimitedError,
     SlowDownError,
 )
@@ -48,9 +50,9 @@ ISSUED: dict[str, Any] = {
 class Edge:
     """An authorisation server that always gives this answer."""
 
-    def __init__(self, status: int, body: Any, **headers: str) -> None:
+    def __init__(self, status: int, body: Any, limits: Limits | None = None, /, **headers: str) -> None:
         self.requests: list[httpx.Request] = []
-        self.limits = Limits()
+        self.limits = limits or Limits()
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
         def answer(request: httpx.Request) -> httpx.Response:
@@ -70,6 +72,35 @@ class Edge:
 
     async def refresh(self) -> TokenPair:
         return await self.oauth.refresh(Secret("spent"))
+
+
+class Block(Limits):
+    """Lets nothing through, or fails as PostgreSQL does."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self._error = error
+
+    async def acquire(self, endpoint: Endpoint, *, token_id: int | None, traffic: str) -> None:
+        if self._error is not None:
+            raise self._error
+        await asyncio.Event().wait()
+
+
+class TestPermission:
+    async def test_what_is_not_permitted_in_time_is_not_asked(self) -> None:
+        edge = Edge(200, ISSUED, Block())
+
+        with pytest.raises(NotPermittedError, match=r"within 0.01 s \[token\]"):
+            await edge.oauth.poll_device_code(Secret("the-code"), patience_seconds=0.01)
+
+        assert edge.requests == []
+
+    async def test_a_database_that_does_not_answer_in_time_is_told_as_such(self) -> None:
+        edge = Edge(200, ISSUED, Block(TimeoutError("of the pool")))
+
+        with pytest.raises(TimeoutError, match="of the pool"):
+            await edge.oauth.poll_device_code(Secret("the-code"), patience_seconds=5)
 
 
 class TestStart:

@@ -329,6 +329,19 @@ class TestRefusals:
         with pytest.raises(ReauthorizationRequiredError):
             await way.vault.access_token(token_id)
 
+    async def test_a_refusal_that_is_repeated_within_the_grace_is_no_verdict(self, way: Way) -> None:
+        """Allegro's grace is 60 s from the first use, of which only the answer may have been lost."""
+        token_id = await way.connected(a_pair())
+        with pytest.raises(AllegroUnavailableError):
+            await way.vault.refresh(token_id, force=True)
+        await way.change(token_id, "grant_rejected_at = clock_timestamp() - interval '60 seconds'")
+
+        with pytest.raises(AllegroUnavailableError):
+            await way.vault.refresh(token_id, force=True)
+
+        row = await way.row(token_id)
+        assert (row["status"], row["schedule"], row["refresh_failures"]) == ("refresh_failed", "active", 2)
+
     async def test_an_outage_between_two_refusals_does_not_make_them_final(
         self,
         way: Way,
