@@ -67,6 +67,9 @@ bench: ## run every benchmark, one after the other; the exit code is 0 only if a
 bench-floor: $(STAMP) ## show what each stage's time goes into; flame graphs in docs/flames/ (ARGS=--help)
 	@$(BIN)/python -m benchmarks.floor $(ARGS)
 
+bench-api: $(STAMP) ## measure the REST API against a minimal application, and exports against COPY
+	@$(BIN)/python -m benchmarks.api $(ARGS)
+
 bench-http: $(STAMP) ## measure the HTTP client against others as concurrency grows
 	@$(BIN)/python -m benchmarks.http_transport
 

@@ -11,7 +11,6 @@ not part of it.
 
 import argparse
 import asyncio
-import csv
 import io
 import os
 import re
@@ -31,6 +30,7 @@ import uvloop
 
 from benchmarks.orders import order_bodies
 from benchmarks.report import Measure, report
+from benchmarks.table import COLUMNS, fill, rows_for_copy
 from devstack.ports import free_port
 from devstack.processes import Child, run
 from devstack.stack import Stack, without_ours
@@ -41,25 +41,9 @@ from shared.settings import KafkaSettings
 
 _TOKENS = 12
 _LOOKED_AT = datetime(2026, 11, 1, tzinfo=UTC)
-_COLUMNS = (
-    "user_token_id", "allegro_order_id", "status", "fulfillment_status", "buyer_id", "buyer_login", "buyer_email",
-    "total_amount", "currency", "bought_at", "allegro_updated_at", "revision", "order_data", "observed_at",
-    "observed_by",
-)  # fmt: skip
 _EFFECT = re.compile(r'orders_backup_orders_stored_total\{effect="\w+"\} (\S+)')
 _GOAL_OF_COPY = 0.70
 _GOAL_OF_GROWTH = 1 / 1.2
-
-# The bulk of the table: one real order a row, under ids of its own; what differs is what the indexes hold.
-# language=sql
-_FILL = f"""
-INSERT INTO orders ({", ".join(_COLUMNS)})
-SELECT 1 + n % {_TOKENS}, md5(n::text), s.status, s.fulfillment_status, s.buyer_id, md5((n % 50000)::text),
-       s.buyer_email, s.total_amount, s.currency, s.bought_at - n * interval '10 seconds', s.allegro_updated_at,
-       s.revision, s.order_data, s.observed_at, s.observed_by
-  FROM generate_series(1, $1::int) AS n
-  JOIN sample_orders s ON s.number = n % (SELECT count(*) FROM sample_orders)
-"""  # noqa: S608 - our own names only
 
 
 @dataclass(frozen=True)
@@ -73,23 +57,6 @@ class Size:
 
 def _token_of(number: int) -> int:
     return 1 + number % _TOKENS
-
-
-def _rows(orders: Sequence[RawJson], looked_at: datetime) -> bytes:
-    """The orders as COPY takes them, prepared outside of the measure."""
-    text = io.StringIO()
-    rows = csv.writer(text)
-    for number, order in enumerate(orders):
-        facts = order_facts(order)
-        rows.writerow(
-            [
-                _token_of(number),
-                *(facts.order_id, facts.status, facts.fulfillment_status, facts.buyer_id, facts.buyer_login),
-                *(facts.buyer_email, facts.total_amount, facts.currency, facts.bought_at, facts.updated_at),
-                *(facts.revision, order.decode(), looked_at, "list"),
-            ]
-        )
-    return text.getvalue().encode()
 
 
 class Bench:
@@ -119,15 +86,7 @@ class Bench:
             await connection.executemany(
                 "INSERT INTO user_tokens (user_id) VALUES ($1)", [(f"shop-{number}",) for number in range(_TOKENS)]
             )
-            sample = _rows(list(order_bodies(200, seller=2)), _LOOKED_AT)
-            await connection.execute(
-                "CREATE TABLE sample_orders AS SELECT 0 AS number, o.* FROM orders o WITH NO DATA;"
-                "CREATE SEQUENCE sample_number MINVALUE 0;"
-                "ALTER TABLE sample_orders ALTER number SET DEFAULT nextval('sample_number')"
-            )
-            await connection.copy_to_table("sample_orders", source=io.BytesIO(sample), columns=_COLUMNS, format="csv")
-            await connection.execute(_FILL, rows, timeout=1800)
-            await connection.execute("DROP TABLE sample_orders; DROP SEQUENCE sample_number", timeout=60)
+            await fill(connection, rows, token_of=f"1 + n % {_TOKENS}")
             await connection.execute("VACUUM ANALYZE", timeout=1800)
         finally:
             await connection.close()
@@ -147,7 +106,7 @@ class Bench:
         try:
             began = time.perf_counter()
             await connection.copy_to_table(
-                "orders", source=io.BytesIO(rows), columns=_COLUMNS, format="csv", timeout=1800
+                "orders", source=io.BytesIO(rows), columns=COLUMNS, format="csv", timeout=1800
             )
             return self._size.orders / (time.perf_counter() - began)
         finally:
@@ -224,7 +183,7 @@ def _require(metrics: str, effect: str, orders: int) -> None:
 async def _measure(bench: Bench, size: Size) -> list[Measure]:
     orders = list(order_bodies(size.orders))
     changed = [RawJson(order[:-1] + b',"seen":"again"}') for order in orders]
-    rows = _rows(orders, _LOOKED_AT)
+    rows = rows_for_copy(orders, _LOOKED_AT, token_of=_token_of)
     _say(f"{size.orders} orders, {len(rows) / size.orders:.0f} bytes each; filling {size.rows} rows")
     await bench.fill("large", size.rows)
     await bench.fill("small", size.small_rows)

@@ -127,7 +127,8 @@ def _watch(give_up: Callable[[], None], opening: asyncio.Task[None]) -> None:
         give_up()
 
 
-def _resources(request: Request) -> Resources:
+# Dependencies are coroutines, also where they wait for nothing: plain functions would be run by a thread each.
+async def _resources(request: Request) -> Resources:
     connections: Connections = request.app.state.connections
     return connections.get()
 
@@ -135,7 +136,7 @@ def _resources(request: Request) -> Resources:
 Context = Annotated[Resources, Depends(_resources)]
 
 
-def _probes(request: Request) -> Probes:
+async def _probes(request: Request) -> Probes:
     connections: Connections = request.app.state.connections
     return connections.probes
 

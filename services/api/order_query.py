@@ -30,7 +30,7 @@ FIELDS = {
     "updated_at": "updated_at",
     "order_data": "order_data, order_raw",
 }
-"""What an order shows, and the columns it is made of."""
+"""What an order shows, and the columns it is made of; `order_data`, which is made of two, is the last."""
 
 SUMMARY = tuple(name for name in FIELDS if name != "order_data")
 
@@ -166,7 +166,7 @@ class OrderFilter(OrderCriteria):
         limit = len(conditions.arguments) + 1
         return Query(
             # Names of columns only, from the tables above; every value is an argument.
-            f"SELECT id AS row_id, {key} AS sort_key, {columns} FROM orders"  # noqa: S608
+            f"SELECT {columns}, id AS row_id, {key} AS sort_key FROM orders"  # noqa: S608
             f" WHERE {' AND '.join(conditions.texts)} ORDER BY {order} LIMIT ${limit}",
             tuple(conditions.arguments),
         )

@@ -24,18 +24,18 @@ _PRIVATE = "private, no-cache"
 
 # language=sql
 # One row where the user is known; its order is null where there is no such order.
-_ONE = f"""
-SELECT t.id AS token_id, o.*, ARRAY(
+ONE = f"""
+SELECT o.*, t.id AS token_id, ARRAY(
            SELECT p.allegro_order_id FROM orders p
             WHERE p.user_token_id = t.id AND p.successor_order_id = $2 ORDER BY p.allegro_order_id
        ) AS predecessor_order_ids
   FROM user_tokens t
-  LEFT JOIN (SELECT user_token_id, {", ".join(FIELDS.values())} FROM orders) o
+  LEFT JOIN (SELECT {", ".join(FIELDS.values())}, user_token_id FROM orders) o
        ON o.user_token_id = t.id AND o.order_id = $2
  WHERE t.user_id = $1
 """  # noqa: S608 - names of columns only
 
-_EVENTS = """
+EVENTS = """
 SELECT event_id, event_type, occurred_at, revision, stored_at, event_data, event_raw
   FROM order_events WHERE user_token_id = $1 AND allegro_order_id = $2 ORDER BY event_id
 """
@@ -186,12 +186,12 @@ async def get_order(
 ) -> Response:
     """One order: complete, with its events in the order of the journal, and what it was merged from and into."""
     async with context.pool.acquire() as connection:
-        row = await connection.fetchrow(_ONE, user_id, order_id)
+        row = await connection.fetchrow(ONE, user_id, order_id)
         if row is None:
             raise UnknownUserError(user_id)
         if row["order_id"] is None:
             raise UnknownOrderError(f"There is no order {order_id!r} of user {user_id!r}.")
-        events = await connection.fetch(_EVENTS, row["token_id"], order_id)
+        events = await connection.fetch(EVENTS, row["token_id"], order_id)
     body = msgspec.json.encode(
         {
             **_order(row, tuple(FIELDS)),
@@ -217,7 +217,8 @@ def _position(filters: OrderFilter, row: asyncpg.Record) -> Position:
 
 
 def _order(row: asyncpg.Record, fields: Sequence[str]) -> dict[str, Any]:
-    order = {name: row[name] for name in fields}
+    # The columns of the fields come first, in their order.
+    order = dict(zip(fields, row, strict=False))
     if "order_data" in order:
         # The exact bytes stand beside the column only where jsonb could not hold them.
         order["order_data"] = msgspec.Raw(row["order_raw"] or row["order_data"])
