@@ -35,6 +35,7 @@ _GOAL_OF_REFERENCE = 0.6
 _GOAL_SECONDS = 0.050
 _GOAL_OF_PAGES = 1 / 1.2
 _GOAL_OF_COPY = 0.5
+_GOAL_STATISTICS_SECONDS = 1.0
 _GOAL_BYTES = 50e6
 _LOOK_SECONDS = 0.1
 # Every second order is the first seller's, the others share the rest.
@@ -99,6 +100,15 @@ async def _pages(pool: asyncpg.Pool, url: str, seconds: float, orders: int) -> M
     return Measure("api.page-10000-vs-first", 1000 / deep, "ms", 1000 / first, deep / first, _GOAL_OF_PAGES)
 
 
+async def _statistics(url: str, seconds: float) -> Measure:
+    """Of all orders, one question at a time."""
+    took = 1 / await Load(url, ["/api/v1/statistics"], 1).most(seconds)
+    say(f"statistics of all orders: {took * 1000:.0f} ms")
+    return Measure(
+        "api.statistics", took * 1000, "ms", _GOAL_STATISTICS_SECONDS * 1000, _GOAL_STATISTICS_SECONDS / took, 1.0
+    )
+
+
 async def _timed(work: Callable[[], Awaitable[object]]) -> float:
     began = time.perf_counter()
     await work()
@@ -160,6 +170,7 @@ async def _measure(stack: BenchStack, api: Replica, reference: str, size: Size) 
             *await _reading("list", url, reference, lists, size.seconds),
             *await _reading("order", url, reference, ones, size.seconds),
             await _pages(pool, url, size.seconds, size.orders),
+            await _statistics(url, size.seconds),
             *await _exporting(pool, api, url, size.orders),
         ]
 

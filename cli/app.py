@@ -13,6 +13,7 @@ from cli.auth import auth
 from cli.doctor import doctor
 from cli.errors import AwayError
 from cli.setup import setup
+from cli.stats import stats
 from cli.verify import verify
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.errors import ConfigurationError, OrdersBackupError, TransientError
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(setup)
 app.command()(auth)
 app.command()(doctor)
+app.command()(stats)
 app.command()(verify)
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(sync.app, name="sync")

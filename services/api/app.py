@@ -20,6 +20,7 @@ from services.api.endpoints import (
     orders,
     runs,
     schedules,
+    statistics,
     tasks,
     tokens,
     topics,
@@ -41,7 +42,7 @@ __all__ = ["SERVICE", "build_app"]
 # Measured on orders: an eighth of their size; the highest level needs four times as long for a tenth.
 _COMPRESSION_LEVEL = 3
 _EVERYWHERE = (BadRequestError, InvalidInputError, InternalError, DatabaseUnavailableError, UnavailableError)
-_SUBJECTS = (orders, exports, runs, tasks, schedules, tokens, authorizations, dead_letters)
+_SUBJECTS = (orders, exports, runs, tasks, schedules, tokens, authorizations, dead_letters, statistics)
 
 
 def build_app(

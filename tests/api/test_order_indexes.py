@@ -32,13 +32,13 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("parameters", "index"),
     [
-        ({}, "ix_orders_user_token_id_bought_at"),
-        ({"sort": "bought_at"}, "ix_orders_user_token_id_bought_at"),
+        ({}, "ix_orders_by_purchase"),
+        ({"sort": "bought_at"}, "ix_orders_by_purchase"),
         ({"sort": "-updated_at"}, "ix_orders_user_token_id_updated_at"),
         ({"sort": "updated_at", "updated_since": "2026-01-01T00:00:00Z"}, "ix_orders_user_token_id_updated_at"),
         (
             {"bought_from": "2020-01-01T00:00:00Z", "bought_to": "2040-01-01T00:00:00Z"},
-            "ix_orders_user_token_id_bought_at",
+            "ix_orders_by_purchase",
         ),
         ({"status": "CANCELLED"}, "ix_orders_user_token_id_status_bought_at"),
         ({"status": "CANCELLED", "sort": "bought_at"}, "ix_orders_user_token_id_status_bought_at"),
