@@ -79,6 +79,7 @@ class BenchStack:
         assert stack.simulator is not None  # noqa: S101 - a benchmark always has one
         self.simulator_pid = stack.simulator.child.pid
         self.simulator_url = stack.simulator.url
+        self.database = stack.database
 
     def control(self) -> Control:
         return Control(self.simulator_url)
