@@ -12,7 +12,7 @@ import pytest
 from benchmarks.stack import NO_LIMITS, BenchStack, Replica, bench_stack
 from shared.database import open_pool
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 _ORDERS = 4000
 _PATIENCE_SECONDS = 90.0

@@ -13,7 +13,7 @@ from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack
 from shared.database import open_pool
 from shared.topics import Topics
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 _PATIENCE_SECONDS = 60.0
 _LOOK_SECONDS = 0.1

@@ -10,7 +10,7 @@ from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack, give_schedules
 from devstack.ledger import compare
 from shared.database import open_pool
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 _ORDERS = 1000
 _PATIENCE_SECONDS = 90.0

@@ -12,7 +12,7 @@ from devstack.ledger import Comparison, compare
 from shared.database import open_pool
 from shared.sync_start import begin_sync
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 _SELLERS = 3
 _ORDERS = 3000

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack, give_schedules
 from shared.database import open_pool
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 _PATIENCE_SECONDS = 90.0
 _LOOK_SECONDS = 0.1
