@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from cli import dead_letters, keys, orders, sync, tokens
+from cli import api_keys, dead_letters, keys, orders, sync, tokens
 from cli.auth import auth
 from cli.doctor import doctor
 from cli.errors import AwayError
@@ -40,6 +40,7 @@ app.add_typer(sync.app, name="sync")
 app.add_typer(orders.app, name="orders")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
+app.add_typer(api_keys.app, name="api-keys")
 
 
 def main() -> None:

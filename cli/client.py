@@ -1,5 +1,9 @@
-"""The REST API as the command line sees it: JSON in and out, problems as errors of ours."""
+"""The REST API as the command line sees it: JSON in and out, problems as errors of ours.
 
+A key of the API is taken from the environment alone: the arguments of a program are seen by everybody on its machine.
+"""
+
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
@@ -16,6 +20,7 @@ from cli.errors import AwayError, RefusedError
 ApiUrl = Annotated[
     str, typer.Option("--api-url", envvar="ORDERS_BACKUP_API_URL", help="Where the API is served.", show_default=True)
 ]
+KEY_VARIABLE = "ORDERS_BACKUP_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 # Longer than the API's own deadline.
@@ -33,8 +38,13 @@ class Api(AbstractContextManager["Api"]):
 
     def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self._url = url.rstrip("/")
+        key = os.environ.get(KEY_VARIABLE, "")
         self._http = httpx.Client(
-            base_url=f"{self._url}/api/v1", timeout=_TIMEOUT_SECONDS, trust_env=False, transport=transport
+            base_url=f"{self._url}/api/v1",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=_TIMEOUT_SECONDS,
+            trust_env=False,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:
@@ -104,6 +114,8 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     if answer.is_success:
         return answer
     message = _explanation(answer)
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        message += f"; put a key into {KEY_VARIABLE} (make one: orders-backup api-keys create)"
     if answer.status_code in _AWAY:
         raise AwayError(message)
     raise RefusedError(message)

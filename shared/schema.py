@@ -428,3 +428,49 @@ client_budgets = Table(
     ),
     Column("blocked_until", _TIMESTAMP, comment="set by a 429: nobody calls before this"),
 )
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False, comment="never used twice: audit rows name keys"),
+    Column("public_id", Text, nullable=False, comment="the part of the key that finds this row"),
+    Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the key, which is stored nowhere"),
+    Column("scope", Text, nullable=False),
+    Column("user_ids", ARRAY(Text), comment="the only users whose data it opens; null: all"),
+    Column("requests_per_minute", Integer, comment="null: as API_REQUESTS_PER_MINUTE says"),
+    _created_at(),
+    Column("expires_at", _TIMESTAMP),
+    Column("revoked_at", _TIMESTAMP),
+    Column("last_used_at", _TIMESTAMP, comment="to the minute"),
+    UniqueConstraint("name"),
+    UniqueConstraint("public_id"),
+    CheckConstraint("scope IN ('read', 'control', 'admin')", name="scope"),
+    CheckConstraint("requests_per_minute > 0", name="requests_per_minute"),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("called_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("caller", Text, nullable=False, comment="name of the API key"),
+    Column("method", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("parameters", JSONB, nullable=False, comment="of the path"),
+    Column("user_id", Text, comment="whose data it was about, as far as that was found out"),
+    Column("correlation_id", Text),
+    Column("status", Integer, comment="of the answer; null: it goes on, or the process died meanwhile"),
+    Index("ix_audit_log_called_at", "called_at"),
+)
+
+idempotent_requests = Table(
+    "idempotent_requests",
+    metadata,
+    Column("caller", Text, primary_key=True),
+    Column("idempotency_key", Text, primary_key=True),
+    Column("request_digest", LargeBinary, nullable=False, comment="SHA-256 of method, path and body"),
+    Column("answer", LargeBinary, comment="AES-256-GCM envelope; null: not answered yet"),
+    _created_at(),
+    Index("ix_idempotent_requests_created_at", "created_at"),
+)

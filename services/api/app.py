@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.gzip import GZipMiddleware
 
 from services.api import problems
-from services.api.access import identify
+from services.api.access import declared_scopes
 from services.api.context import SERVICE, Connections
 from services.api.documentation import TAGS, document
 from services.api.endpoints import (
@@ -25,12 +25,16 @@ from services.api.endpoints import (
     tokens,
     topics,
 )
+from services.api.gate import Gate
+from services.api.keys import KeyStore
 from services.api.middleware import RequestFrame
 from services.api.problems import (
     BadRequestError,
     DatabaseUnavailableError,
     InternalError,
     InvalidInputError,
+    NotAllowedError,
+    UnauthenticatedError,
     UnavailableError,
     documented,
 )
@@ -41,8 +45,17 @@ __all__ = ["SERVICE", "build_app"]
 
 # Measured on orders: an eighth of their size; the highest level needs four times as long for a tenth.
 _COMPRESSION_LEVEL = 3
-_EVERYWHERE = (BadRequestError, InvalidInputError, InternalError, DatabaseUnavailableError, UnavailableError)
-_SUBJECTS = (orders, exports, runs, tasks, schedules, tokens, authorizations, dead_letters, statistics)
+_EVERYWHERE = (
+    BadRequestError,
+    UnauthenticatedError,
+    NotAllowedError,
+    InvalidInputError,
+    InternalError,
+    DatabaseUnavailableError,
+    UnavailableError,
+)
+SUBJECTS = (orders, exports, runs, tasks, schedules, tokens, authorizations, dead_letters, statistics)
+"""Everything under /api/v1."""
 
 
 def build_app(
@@ -80,13 +93,15 @@ def build_app(
     everywhere: Any = documented(*_EVERYWHERE)
     # One by one, and what is asked for most first: the framework looks through routers in this order, and does all of
     # it twice for routers within routers.
-    for subject in _SUBJECTS:
-        app.include_router(subject.router, dependencies=[Depends(identify)], responses=everywhere)
+    for subject in SUBJECTS:
+        app.include_router(subject.router, responses=everywhere)
     app.include_router(health.router)
     app.include_router(topics.router)
     problems.install(app)
+    keys = KeyStore(lambda: connections.get().pool)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=_COMPRESSION_LEVEL)
-    app.add_middleware(RequestFrame, own_names_only=not settings.api_allow_unauthenticated)
+    app.add_middleware(Gate, keys=keys, open_without_keys=settings.is_on_loopback)
+    app.add_middleware(RequestFrame, own_names_only=settings.is_on_loopback)
     _document(app)
     return app
 
@@ -94,10 +109,11 @@ def build_app(
 def _document(app: FastAPI) -> None:
     """Let the application describe itself with our problems instead of the framework's."""
     generate = app.openapi
+    scopes = list(declared_scopes(route for subject in SUBJECTS for route in subject.router.routes))
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = document(generate())
+            app.openapi_schema = document(generate(), scopes)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

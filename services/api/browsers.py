@@ -1,4 +1,4 @@
-"""What a browser may not do for a page of another site: the API asks nobody who he is, so it must not be tricked. Pure.
+"""What a browser may not do for a page of another site: without keys the API must not be tricked. Pure.
 
 A page may send simple POSTs to any address (cross-site request forgery), and with a name of its own that resolves to
 127.0.0.1 it may read answers too (DNS rebinding). Neither works without a foreign `Origin` or `Host`.
@@ -16,14 +16,13 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 def refuse_foreign_pages(method: str, headers: Mapping[bytes, bytes], *, own_names_only: bool) -> None:
     """Raises ForeignHostError or ForeignOriginError.
 
-    `own_names_only`: answer to loopback names alone. Other clients than browsers may send what they like; they are not
-    what this protects against.
+    `own_names_only`: answer to loopback names alone, unless a key is sent, which no page has of itself. Other clients
+    than browsers may send what they like; they are not what this protects against.
     """
     host = headers.get(b"host", b"").decode("latin-1")
-    if own_names_only and host and not is_loopback(_name(host)):
+    if own_names_only and b"authorization" not in headers and host and not is_loopback(_name(host)):
         raise ForeignHostError(
-            "This API is offered on loopback, as 127.0.0.1 or localhost. Behind a reverse proxy that controls access,"
-            " set API_ALLOW_UNAUTHENTICATED=true."
+            "Without a key this API is offered on loopback only, as 127.0.0.1 or localhost; send a key of the API."
         )
     if method not in _SAFE_METHODS and _is_of_another_site(headers, host):
         raise ForeignOriginError("The request comes from a page of another site.")

@@ -14,9 +14,11 @@ import asyncpg
 import httpx
 from fastapi import Depends, Request
 
-from services.api.parameters import UserIdInPath
+from services.api.access import Caller, KnownCaller
+from services.api.keys import KeyStore
+from services.api.parameters import TokenId, UserIdInPath
 from services.api.probes import Probes
-from services.api.problems import UnavailableError, UnknownUserError
+from services.api.problems import UnavailableError, UnknownTokenError, UnknownUserError
 from services.api.settings import ApiSettings
 from shared.allegro.connection import Allegro, connect
 from shared.allegro.outage import outage_since
@@ -110,6 +112,11 @@ class Connections:
             allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
         except asyncpg.UndefinedTableError as error:
             raise ConfigurationError("DATABASE_URL: there are no tables yet: run `orders-backup setup`") from error
+        if not settings.is_on_loopback and not await KeyStore(lambda: pool).has_usable():
+            raise ConfigurationError(
+                f"API_HTTP_HOST: {settings.api_http_host} is reached by others, and there is no API key: make one with"
+                " `orders-backup api-keys create NAME --scope admin`"
+            )
         self._resources = Resources(settings, pool, allegro, self._keyring, producer)
         self._health.add_check("database", partial(pool.fetchval, "SELECT 1"))
         self._health.started()
@@ -155,14 +162,32 @@ class User:
     status_reason: str | None
 
 
-async def _user(user_id: UserIdInPath, resources: Context) -> User:
-    row = await resources.pool.fetchrow(
-        "SELECT user_id, id AS token_id, status, status_reason FROM user_tokens WHERE user_id = $1", user_id
-    )
-    if row is None:
+# language=sql
+_USER = "SELECT user_id, id AS token_id, status, status_reason FROM user_tokens"
+
+
+async def user_of(user_id: str, resources: Resources, caller: Caller) -> User:
+    """Raises UnknownUserError, also for a user whom the caller's key is not for."""
+    row = await resources.pool.fetchrow(f"{_USER} WHERE user_id = $1", user_id)
+    if row is None or not caller.sees(user_id):
         raise UnknownUserError(user_id)
     return User(**row)
 
 
+async def _user(user_id: UserIdInPath, resources: Context, caller: KnownCaller) -> User:
+    return await user_of(user_id, resources, caller)
+
+
 KnownUser = Annotated[User, Depends(_user)]
-"""The user named in the path; an unknown one is a 404."""
+"""The user named in the path; an unknown one is a 404, and so is one whom the caller's key is not for."""
+
+
+async def _token(token_id: TokenId, resources: Context, caller: KnownCaller) -> User:
+    row = await resources.pool.fetchrow(f"{_USER} WHERE id = $1", token_id)
+    if row is None or not caller.sees(row["user_id"]):
+        raise UnknownTokenError(token_id)
+    return User(**row)
+
+
+KnownToken = Annotated[User, Depends(_token)]
+"""The seller whose token is named in the path, under the same conditions."""

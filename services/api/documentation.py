@@ -1,8 +1,10 @@
 """What the OpenAPI document says beyond the endpoints: their groups, and the model of our problems."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from services.api.problems import InvalidField, ProblemBody, all_types
+from shared.api_keys import AccessScope
 
 TAGS = [
     {"name": "connect a seller", "description": "Allegro's device flow: show the seller a link, wait for the consent."},
@@ -14,8 +16,22 @@ TAGS = [
 ]
 
 
-def document(generated: dict[str, Any]) -> dict[str, Any]:
-    """The framework's document with the model of our problems, which it knows only by reference."""
+_SCHEME = "key"
+
+
+def document(generated: dict[str, Any], scopes: Iterable[tuple[str, str, AccessScope]]) -> dict[str, Any]:
+    """The framework's document with what it does not know: the model of our problems, and each endpoint's scope."""
+    generated["components"]["securitySchemes"] = {
+        _SCHEME: {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "aob_...",
+            "description": "a key of `orders-backup api-keys create`; each operation names the scope that it needs",
+        }
+    }
+    for method, path, scope in scopes:
+        # OpenAPI 3.1 lets the requirement name roles for schemes other than OAuth, too.
+        generated["paths"][path][method.lower()]["security"] = [{_SCHEME: [scope.value]}]
     schemas = generated["components"]["schemas"]
     problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
     problem["properties"]["errors"] = {

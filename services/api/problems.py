@@ -59,6 +59,7 @@ class Problem(OrdersBackupError):  # noqa: N818 - the RFC's word
     status: ClassVar[HTTPStatus]
     slug: ClassVar[str]
     title: ClassVar[str]
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, detail: str, *, retry_after: timedelta | None = None, **members: Any) -> None:
         super().__init__(detail)
@@ -90,7 +91,7 @@ class Problem(OrdersBackupError):  # noqa: N818 - the RFC's word
             "correlation_id": current_correlation_id(),
             **self.members,
         }
-        response = Response(msgspec.json.encode(body), status_code=self.status, media_type=MEDIA_TYPE)
+        response = Response(msgspec.json.encode(body), self.status, dict(self.headers), MEDIA_TYPE)
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(max(1, ceil(self.retry_after.total_seconds())))
         return response
@@ -106,6 +107,19 @@ class InvalidInputError(Problem):
 
 class InvalidCursorError(Problem):
     status, slug, title = HTTPStatus.BAD_REQUEST, "invalid-cursor", "The cursor is not of this list"
+
+
+class UnauthenticatedError(Problem):
+    status, slug, title = HTTPStatus.UNAUTHORIZED, "unauthenticated", "A key of this API is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class NotAllowedError(Problem):
+    status, slug, title = HTTPStatus.FORBIDDEN, "not-allowed", "The key's scope does not allow this"
+
+
+class UserNotAllowedError(Problem):
+    status, slug, title = HTTPStatus.FORBIDDEN, "user-not-allowed", "The key is not for this user"
 
 
 class ForeignOriginError(Problem):

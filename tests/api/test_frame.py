@@ -5,6 +5,7 @@ import base64
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -19,6 +20,7 @@ from services.api.app import build_app
 from services.api.browsers import is_loopback, refuse_foreign_pages
 from services.api.problems import ForeignHostError, ForeignOriginError, Problem
 from services.api.settings import ApiSettings
+from shared.api_keys import AccessScope, create_key
 from shared.errors import ConfigurationError
 from tests.api.conftest import Allegro
 from tests.builders import a_token
@@ -138,12 +140,20 @@ class TestStart:
         assert health.json()["components"]["database"]["status"] == "ok"
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "api.example.com"])
-    def test_it_is_not_offered_to_others_by_accident(self, settings: ApiSettings, host: str) -> None:
-        fields = settings.model_dump() | {"api_http_host": host}
+    async def test_it_is_not_offered_to_others_before_there_is_a_key(
+        self, settings: ApiSettings, pool: asyncpg.Pool, host: str
+    ) -> None:
+        exposed = changed(settings, api_http_host=host)
+        await create_key(pool, "old", AccessScope.ADMIN, expires_at=datetime(2026, 1, 1, tzinfo=UTC))
 
-        with pytest.raises(ValueError, match="API_ALLOW_UNAUTHENTICATED"):
-            ApiSettings(**fields)
-        assert ApiSettings(**fields | {"api_allow_unauthenticated": True}).api_http_host == host
+        with pytest.raises(ConfigurationError, match=r"API_HTTP_HOST: .*orders-backup api-keys create"):
+            async with serving(exposed):
+                pass
+
+        await create_key(pool, "new", AccessScope.READ)
+        async with serving(exposed) as client:
+            answer = await client.get("/api/v1/tokens/", headers={"Host": "api.example.com"})
+        assert answer.status_code == 401
 
 
 class TestBrowsers:
@@ -156,6 +166,7 @@ class TestBrowsers:
         with pytest.raises(ForeignHostError):
             refuse_foreign_pages("GET", {b"host": host}, own_names_only=True)
         refuse_foreign_pages("GET", {b"host": host}, own_names_only=False)
+        refuse_foreign_pages("GET", {b"host": host, b"authorization": b"Bearer x"}, own_names_only=True)
 
     @pytest.mark.parametrize(
         "headers",
@@ -244,7 +255,7 @@ class TestErrors:
             pytest.param("POST", "/api/v1/sync/activate", {"user_id": "shop-1", "interval_seconds": 0}, 422, id="zero"),
             pytest.param("POST", "/api/v1/sync/activate", {"user_id": "nobody"}, 404, id="unknown-user"),
             pytest.param("POST", "/api/v1/sync/deactivate", {"user_id": "nobody"}, 404, id="unknown-user-2"),
-            pytest.param("PUT", "/api/v1/tokens/99", {"access_token": "a"}, 422, id="half-a-pair"),
+            pytest.param("PUT", "/api/v1/tokens/1", {"access_token": "a"}, 422, id="half-a-pair"),
         ],
     )
     async def test_input_of_any_kind_is_the_clients_mistake_not_ours(

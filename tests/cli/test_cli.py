@@ -264,7 +264,7 @@ class TestService:
     @pytest.mark.parametrize(
         ("variables", "said"),
         [
-            pytest.param({"API_HTTP_HOST": "0.0.0.0"}, "API_ALLOW_UNAUTHENTICATED", id="reachable-by-others"),
+            pytest.param({"API_HTTP_HOST": "0.0.0.0"}, "orders-backup api-keys create", id="reachable-by-others"),
             pytest.param({"ALLEGRO_USER_AGENT": "no version"}, "ALLEGRO_USER_AGENT", id="malformed"),
             pytest.param({"ENCRYPTION_KEYS": "k1:short"}, "ENCRYPTION_KEYS", id="short-key"),
         ],

@@ -9,6 +9,7 @@ import asyncpg
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.api.access import CONTROL, READ, Caller, KnownCaller
 from services.api.context import Context
 from services.api.parameters import RequestBody, TaskId, UserId
 from services.api.problems import (
@@ -16,6 +17,7 @@ from services.api.problems import (
     AllegroRefusesError,
     AllegroUnavailableError,
     UnknownAuthorizationError,
+    UserNotAllowedError,
     documented,
 )
 from shared.logs import current_correlation_id
@@ -108,13 +110,15 @@ class AuthorizationStatus(BaseModel):
 @router.post(
     "/initialize",
     status_code=201,
-    responses=documented(AllegroUnavailableError, AllegroRefusesError, AllegroLimitError),
+    dependencies=[CONTROL],
+    responses=documented(UserNotAllowedError, AllegroUnavailableError, AllegroRefusesError, AllegroLimitError),
 )
-async def initialize(body: InitializeAuthorization, context: Context) -> Authorization:
+async def initialize(body: InitializeAuthorization, context: Context, caller: KnownCaller) -> Authorization:
     """Ask Allegro for a code. Show the seller the link, then ask for the status by `task_id` every few seconds.
 
     Several flows of one user may be open at once: the latest consent wins.
     """
+    caller.require(body.user_id)
     code = await context.allegro.oauth.start_device_flow()
     task_id = uuid4()
     sealed = context.keyring.seal(code.device_code, belongs_to=device_code_binding(task_id))
@@ -143,25 +147,26 @@ async def initialize(body: InitializeAuthorization, context: Context) -> Authori
     )
 
 
-@router.get("/task/{task_id}", responses=documented(UnknownAuthorizationError))
-async def authorization_by_task(task_id: TaskId, context: Context) -> AuthorizationStatus:
+@router.get("/task/{task_id}", dependencies=[READ], responses=documented(UnknownAuthorizationError))
+async def authorization_by_task(task_id: TaskId, context: Context, caller: KnownCaller) -> AuthorizationStatus:
     """Where an authorisation stands, by its task."""
-    return _status(await context.pool.fetchrow(f"{_READ} WHERE task_id = $1", task_id))
+    return _status(await context.pool.fetchrow(f"{_READ} WHERE task_id = $1", task_id), caller)
 
 
-@router.get("/status/{device_code}", responses=documented(UnknownAuthorizationError))
+@router.get("/status/{device_code}", dependencies=[READ], responses=documented(UnknownAuthorizationError))
 async def authorization_by_device_code(
-    device_code: Annotated[str, Path(max_length=1000)], context: Context
+    device_code: Annotated[str, Path(max_length=1000)], context: Context, caller: KnownCaller
 ) -> AuthorizationStatus:
     """Where an authorisation stands, by its device code."""
-    return _status(await context.pool.fetchrow(f"{_READ} WHERE device_code_digest = $1", _digest(device_code)))
+    row = await context.pool.fetchrow(f"{_READ} WHERE device_code_digest = $1", _digest(device_code))
+    return _status(row, caller)
 
 
 def _digest(device_code: str) -> bytes:
     return hashlib.sha256(device_code.encode()).digest()
 
 
-def _status(row: asyncpg.Record | None) -> AuthorizationStatus:
-    if row is None:
+def _status(row: asyncpg.Record | None, caller: Caller) -> AuthorizationStatus:
+    if row is None or not caller.sees(row["user_id"]):
         raise UnknownAuthorizationError("There is no such authorisation; start a new one.")
     return AuthorizationStatus(**row)

@@ -9,6 +9,7 @@ import asyncpg
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.api.access import CONTROL, READ, Caller, KnownCaller, visible_token
 from services.api.context import Context, Resources
 from services.api.cursor import Position
 from services.api.pagination import Cursor, Limit, Page, cut, links
@@ -97,11 +98,12 @@ class DeadLetterRecord(DeadLetter):
     headers: list[RecordHeader]
 
 
-@router.get("")
+@router.get("", dependencies=[READ])
 async def list_dead_letters(
     request: Request,
     response: Response,
     context: Context,
+    caller: KnownCaller,
     status: Annotated[DeadLetterStatus | None, Query()] = None,
     service: Annotated[str | None, Query(max_length=100)] = None,
     token_id: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
@@ -112,11 +114,13 @@ async def list_dead_letters(
     after = 0 if cursor is None else Position.decode(cursor, order=_ORDER).row_id
     rows = await context.pool.fetch(
         f"{_COLUMNS} WHERE id > $1 AND ($2::text IS NULL OR status = $2) AND ($3::text IS NULL OR service = $3)"
-        " AND ($4::bigint IS NULL OR user_token_id = $4) ORDER BY id LIMIT $5",
+        f" AND ($4::bigint IS NULL OR user_token_id = $4) AND {visible_token('user_token_id', 5)}"
+        " ORDER BY id LIMIT $6",
         after,
         status,
         service,
         token_id,
+        caller.users,
         limit + 1,
     )
     page, following = cut(rows, limit, lambda row: Position(_ORDER, None, str(row["id"])))
@@ -124,10 +128,10 @@ async def list_dead_letters(
     return DeadLetters(items=[DeadLetter(**row) for row in page], next=following)
 
 
-@router.get("/{dead_letter_id}", responses=documented(UnknownDeadLetterError))
-async def get_dead_letter(dead_letter_id: RowId, context: Context) -> DeadLetterRecord:
+@router.get("/{dead_letter_id}", dependencies=[READ], responses=documented(UnknownDeadLetterError))
+async def get_dead_letter(dead_letter_id: RowId, context: Context, caller: KnownCaller) -> DeadLetterRecord:
     """One dead letter with the record as it came."""
-    summary = await _summary(context, dead_letter_id)
+    summary = await _summary(context, caller, dead_letter_id)
     row = await context.pool.fetchrow(_RECORD, dead_letter_id)
     return DeadLetterRecord(
         **summary.model_dump(),
@@ -140,12 +144,14 @@ async def get_dead_letter(dead_letter_id: RowId, context: Context) -> DeadLetter
 
 @router.post(
     "/{dead_letter_id}/replay",
+    dependencies=[CONTROL],
     responses=documented(
         UnknownDeadLetterError, DeadLetterResolvedError, DeadLetterUnsendableError, KafkaUnavailableError
     ),
 )
-async def replay_dead_letter(dead_letter_id: RowId, context: Context) -> DeadLetter:
+async def replay_dead_letter(dead_letter_id: RowId, context: Context, caller: KnownCaller) -> DeadLetter:
     """Publish the record again, as it came, on the topic it came from; if it fails again, it is a new dead letter."""
+    await _summary(context, caller, dead_letter_id)
     async with context.pool.acquire() as connection, connection.transaction():
         row = await _open_row(connection, dead_letter_id)
         try:
@@ -153,20 +159,27 @@ async def replay_dead_letter(dead_letter_id: RowId, context: Context) -> DeadLet
         except UnsendableRecordError as error:
             raise DeadLetterUnsendableError(str(error)) from error
         await connection.execute(_RESOLVE, dead_letter_id, "replayed")
-    return await _summary(context, dead_letter_id)
+    return await _summary(context, caller, dead_letter_id)
 
 
-@router.post("/{dead_letter_id}/drop", responses=documented(UnknownDeadLetterError, DeadLetterResolvedError))
-async def drop_dead_letter(dead_letter_id: RowId, context: Context) -> DeadLetter:
+@router.post(
+    "/{dead_letter_id}/drop",
+    dependencies=[CONTROL],
+    responses=documented(UnknownDeadLetterError, DeadLetterResolvedError),
+)
+async def drop_dead_letter(dead_letter_id: RowId, context: Context, caller: KnownCaller) -> DeadLetter:
     """Note that nothing more is to be done; the row stays."""
+    await _summary(context, caller, dead_letter_id)
     async with context.pool.acquire() as connection, connection.transaction():
         await _open_row(connection, dead_letter_id)
         await connection.execute(_RESOLVE, dead_letter_id, "dropped")
-    return await _summary(context, dead_letter_id)
+    return await _summary(context, caller, dead_letter_id)
 
 
-async def _summary(context: Resources, dead_letter_id: int) -> DeadLetter:
-    row = await context.pool.fetchrow(f"{_COLUMNS} WHERE id = $1", dead_letter_id)
+async def _summary(context: Resources, caller: Caller, dead_letter_id: int) -> DeadLetter:
+    row = await context.pool.fetchrow(
+        f"{_COLUMNS} WHERE id = $1 AND {visible_token('user_token_id', 2)}", dead_letter_id, caller.users
+    )
     if row is None:
         raise UnknownDeadLetterError(f"There is no dead letter {dead_letter_id}.")
     return DeadLetter(**row)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
+from services.api.access import READ, Caller, KnownCaller
 from services.api.context import Context
 from services.api.export.forms import FORMS, Form
 from services.api.export.selection import OrderExport
@@ -43,27 +44,35 @@ class _Download(StreamingResponse):
 
 @router.get(
     "/orders",
+    dependencies=[READ],
     response_class=StreamingResponse,
     responses={
         200: {"description": "The orders; the last record is the manifest", "content": _CONTENT},
         **documented(UnknownUserError, InvalidCursorError),
     },
 )
-async def export_orders(asked: Annotated[OrderExport, Query()], context: Context) -> StreamingResponse:
+async def export_orders(
+    asked: Annotated[OrderExport, Query()], context: Context, caller: KnownCaller
+) -> StreamingResponse:
     """All orders that meet the filters, of one user, several, or all: see "Exports" in docs/api.md.
 
     An answer that broke off is gone on with by the last `cursor` that came, in front of whose order what there is has
     to be cut off. `orders-backup orders export` does that by itself, and `orders-backup verify` proves the result.
     """
     form = FORMS[asked.format]
-    token_ids = await _tokens(context.pool, asked.user_id) if asked.user_id else None
+    token_ids = await _tokens(context.pool, caller, asked.user_id)
     export = await Export.begin(context.pool, asked, form, token_ids)
     return _Download(export.pieces(), form)
 
 
-async def _tokens(pool: asyncpg.Pool, user_ids: list[str]) -> list[int]:
-    rows = await pool.fetch("SELECT id, user_id FROM user_tokens WHERE user_id = ANY($1)", user_ids)
-    unknown = set(user_ids) - {row["user_id"] for row in rows}
+async def _tokens(pool: asyncpg.Pool, caller: Caller, asked: list[str] | None) -> list[int] | None:
+    """Of the users asked for, or of all that the caller sees (None: of everybody); raises UnknownUserError."""
+    users = asked or caller.users
+    if users is None:
+        return None
+    rows = await pool.fetch("SELECT id, user_id FROM user_tokens WHERE user_id = ANY($1)", users)
+    seen = {row["user_id"]: row["id"] for row in rows if caller.sees(row["user_id"])}
+    unknown = set(asked or ()) - seen.keys()
     if unknown:
         raise UnknownUserError(min(unknown))
-    return [row["id"] for row in rows]
+    return list(seen.values())

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from services.api.access import READ, KnownCaller
 from services.api.context import Context, KnownUser
 from services.api.cursor import Position
 from services.api.order_query import FIELDS, OrderFilter
@@ -146,6 +147,7 @@ class Order(BaseModel):
 
 @router.get(
     "/{user_id}",
+    dependencies=[READ],
     response_class=Response,
     responses={200: {"model": Orders}, **documented(UnknownUserError, InvalidCursorError)},
 )
@@ -171,6 +173,7 @@ async def list_orders(
 
 @router.get(
     "/{user_id}/{order_id}",
+    dependencies=[READ],
     response_class=Response,
     responses={
         200: {"model": Order},
@@ -182,12 +185,13 @@ async def get_order(
     user_id: UserIdInPath,
     order_id: Annotated[str, Path(max_length=100)],
     context: Context,
+    caller: KnownCaller,
     if_none_match: Annotated[str, Header(max_length=1000)] = "",
 ) -> Response:
     """One order: complete, with its events in the order of the journal, and what it was merged from and into."""
     async with context.pool.acquire() as connection:
         row = await connection.fetchrow(ONE, user_id, order_id)
-        if row is None:
+        if row is None or not caller.sees(user_id):
             raise UnknownUserError(user_id)
         if row["order_id"] is None:
             raise UnknownOrderError(f"There is no order {order_id!r} of user {user_id!r}.")

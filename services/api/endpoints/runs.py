@@ -8,6 +8,7 @@ import asyncpg
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.api.access import READ
 from services.api.context import Context, KnownUser, Resources
 from services.api.cursor import Position
 from services.api.endpoints.schedules import COLUMNS as SCHEDULE
@@ -119,7 +120,7 @@ class SyncStatus(BaseModel):
     stored_event_id: str | None = Field(description="journal position up to which every event is stored")
 
 
-@router.get("/status/{user_id}", responses=documented(UnknownUserError))
+@router.get("/status/{user_id}", dependencies=[READ], responses=documented(UnknownUserError))
 async def sync_status(user: KnownUser, context: Context) -> SyncStatus:
     """Live progress of what is running, lag, and the next run."""
     async with context.pool.acquire() as connection:
@@ -139,7 +140,7 @@ async def sync_status(user: KnownUser, context: Context) -> SyncStatus:
     )
 
 
-@router.get("/history/{user_id}", responses=documented(UnknownUserError))
+@router.get("/history/{user_id}", dependencies=[READ], responses=documented(UnknownUserError))
 async def sync_history(
     user: KnownUser,
     request: Request,

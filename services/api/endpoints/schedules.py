@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import Any, Literal
 
-import asyncpg
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.api.context import Context, Resources
+from services.api.access import CONTROL, READ, KnownCaller, visible
+from services.api.context import Context, Resources, user_of
 from services.api.cursor import Position
 from services.api.pagination import Cursor, Limit, Page, cut, links
 from services.api.parameters import RequestBody, UserId
@@ -80,43 +80,45 @@ class Deactivate(RequestBody):
     user_id: UserId
 
 
-@router.post("/activate", responses=documented(UnknownUserError, ConsentRequiredError))
-async def activate(body: Activate, context: Context) -> Schedule:
+@router.post("/activate", dependencies=[CONTROL], responses=documented(UnknownUserError, ConsentRequiredError))
+async def activate(body: Activate, context: Context, caller: KnownCaller) -> Schedule:
     """Look into the seller's journal regularly from now on, and at once. After a pause it is read on without a gap."""
-    token = await _token_of(context, body.user_id)
-    if token["status"] not in ("active", "refresh_failed"):
-        raise ConsentRequiredError(token["status_reason"] or f"The token of {body.user_id!r} is {token['status']}.")
-    await context.pool.execute(_ACTIVATE, token["id"], body.interval_seconds)
-    return await _schedule(context, body.user_id, token["id"])
+    user = await user_of(body.user_id, context, caller)
+    if user.status not in ("active", "refresh_failed"):
+        raise ConsentRequiredError(user.status_reason or f"The token of {body.user_id!r} is {user.status}.")
+    await context.pool.execute(_ACTIVATE, user.token_id, body.interval_seconds)
+    return await _schedule(context, body.user_id, user.token_id)
 
 
-@router.post("/deactivate", responses=documented(UnknownUserError))
-async def deactivate(body: Deactivate, context: Context) -> Schedule:
+@router.post("/deactivate", dependencies=[CONTROL], responses=documented(UnknownUserError))
+async def deactivate(body: Deactivate, context: Context, caller: KnownCaller) -> Schedule:
     """Pause; nothing stored is touched, and for 60 days Allegro keeps the events that happen meanwhile."""
-    token = await _token_of(context, body.user_id)
-    await context.pool.execute(_PAUSE, token["id"])
-    return await _schedule(context, body.user_id, token["id"])
+    user = await user_of(body.user_id, context, caller)
+    await context.pool.execute(_PAUSE, user.token_id)
+    return await _schedule(context, body.user_id, user.token_id)
 
 
-@router.get("/active")
+@router.get("/active", dependencies=[READ])
 async def list_active(
-    request: Request, response: Response, context: Context, cursor: Cursor = None, limit: Limit = 100
+    request: Request,
+    response: Response,
+    context: Context,
+    caller: KnownCaller,
+    cursor: Cursor = None,
+    limit: Limit = 100,
 ) -> Schedules:
     """All schedules that are not paused."""
     after = 0 if cursor is None else Position.decode(cursor, order=_ORDER).row_id
     rows = await context.pool.fetch(
-        f"{COLUMNS} WHERE status = 'active' AND user_token_id > $1 ORDER BY user_token_id LIMIT $2", after, limit + 1
+        f"{COLUMNS} WHERE status = 'active' AND user_token_id > $1 AND {visible('user_id', 2)}"
+        " ORDER BY user_token_id LIMIT $3",
+        after,
+        caller.users,
+        limit + 1,
     )
     page, following = cut(rows, limit, lambda row: Position(_ORDER, None, str(row["token_id"])))
     response.headers.update(links(request, following))
     return Schedules(items=[Schedule(**row) for row in page], next=following)
-
-
-async def _token_of(context: Resources, user_id: str) -> asyncpg.Record:
-    row = await context.pool.fetchrow("SELECT id, status, status_reason FROM user_tokens WHERE user_id = $1", user_id)
-    if row is None:
-        raise UnknownUserError(user_id)
-    return row
 
 
 async def _schedule(context: Resources, user_id: str, token_id: int) -> Schedule:

@@ -10,8 +10,8 @@ import asyncpg
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
 
-from services.api.access import KnownCaller
-from services.api.context import Context, KnownUser, Resources
+from services.api.access import CONTROL, READ, Caller, KnownCaller, visible
+from services.api.context import Context, KnownUser, Resources, user_of
 from services.api.cursor import Position
 from services.api.endpoints.runs import Run, RunKind, run_of
 from services.api.pagination import Cursor, Limit, Page, cut, links
@@ -194,7 +194,12 @@ class Tasks(Page[Task]):
     """What was asked for, newest first."""
 
 
-@router.post("/manual/{user_id}", status_code=202, responses=documented(UnknownUserError, ConsentRequiredError))
+@router.post(
+    "/manual/{user_id}",
+    status_code=202,
+    dependencies=[CONTROL],
+    responses=documented(UnknownUserError, ConsentRequiredError),
+)
 async def start_manual_sync(
     user: KnownUser, body: Annotated[ManualSync, Body()], context: Context, caller: KnownCaller
 ) -> StartedTask:
@@ -226,11 +231,12 @@ async def start_manual_sync(
     return StartedTask(**_fields(row), joined=False)
 
 
-@router.get("/tasks", responses=documented(UnknownUserError))
+@router.get("/tasks", dependencies=[READ], responses=documented(UnknownUserError))
 async def list_tasks(
     request: Request,
     response: Response,
     context: Context,
+    caller: KnownCaller,
     user_id: Annotated[str | None, Query(max_length=255, description="of this user only")] = None,
     status: Annotated[TaskStatus | None, Query()] = None,
     cursor: Cursor = None,
@@ -240,17 +246,16 @@ async def list_tasks(
     after = None if cursor is None else Position.decode(cursor, order=_ORDER)
     token_id = None
     if user_id is not None:
-        token_id = await context.pool.fetchval("SELECT id FROM user_tokens WHERE user_id = $1", user_id)
-        if token_id is None:
-            raise UnknownUserError(user_id)
+        token_id = (await user_of(user_id, context, caller)).token_id
     rows = await context.pool.fetch(
         f"{_COLUMNS} WHERE ($1::bigint IS NULL OR user_token_id = $1) AND ($2::text IS NULL OR status = $2)"
         " AND ($3::timestamptz IS NULL OR (created_at, task_id) < ($3, $4::uuid))"
-        " ORDER BY created_at DESC, task_id DESC LIMIT $5",
+        f" AND {visible('user_id', 5)} ORDER BY created_at DESC, task_id DESC LIMIT $6",
         token_id,
         status,
         None if after is None else after.time,
         None if after is None else after.row_uuid,
+        caller.users,
         limit + 1,
     )
     page, following = cut(rows, limit, lambda row: Position(_ORDER, row["created_at"], str(row["task_id"])))
@@ -258,26 +263,32 @@ async def list_tasks(
     return Tasks(items=[Task(**_fields(row)) for row in page], next=following)
 
 
-@router.get("/tasks/{task_id}", responses=documented(UnknownTaskError))
-async def get_task(task_id: TaskId, context: Context) -> TaskWithRun:
+@router.get("/tasks/{task_id}", dependencies=[READ], responses=documented(UnknownTaskError))
+async def get_task(task_id: TaskId, context: Context, caller: KnownCaller) -> TaskWithRun:
     """One task, with the live numbers of its run."""
-    task = await _task(context, task_id)
+    task = await _task(task_id, context, caller)
     return TaskWithRun(**dict(task), run=await run_of(context, task_id))
 
 
-@router.post("/tasks/{task_id}/stop", status_code=202, responses=documented(UnknownTaskError, TaskEndedError))
-async def stop_task(task_id: TaskId, context: Context) -> Task:
+@router.post(
+    "/tasks/{task_id}/stop",
+    status_code=202,
+    dependencies=[CONTROL],
+    responses=documented(UnknownTaskError, TaskEndedError),
+)
+async def stop_task(task_id: TaskId, context: Context, caller: KnownCaller) -> Task:
     """Ask a task to stop: one that waits does at once, a listing within a second or two; its run tells what it did."""
+    await _task(task_id, context, caller)
     stopped = await context.pool.fetchrow(_STOP, task_id)
-    task = await _task(context, task_id)
+    task = await _task(task_id, context, caller)
     if stopped is None:
         raise TaskEndedError(f"The task has ended: it is {task.status}.")
     return task
 
 
-async def _task(context: Resources, task_id: UUID) -> Task:
+async def _task(task_id: UUID, context: Resources, caller: Caller) -> Task:
     row = await context.pool.fetchrow(f"{_COLUMNS} WHERE task_id = $1", task_id)
-    if row is None:
+    if row is None or not caller.sees(row["user_id"]):
         raise UnknownTaskError(f"There is no task {task_id}.")
     return Task(**_fields(row))
 

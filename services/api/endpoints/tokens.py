@@ -7,10 +7,11 @@ import asyncpg
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from services.api.context import Context, KnownUser, Resources
+from services.api.access import ADMIN, CONTROL, READ, KnownCaller, visible
+from services.api.context import Context, KnownToken, KnownUser, Resources
 from services.api.cursor import Position
 from services.api.pagination import Cursor, Limit, Page, cut, links
-from services.api.parameters import RequestBody, TokenId, UserId
+from services.api.parameters import RequestBody, UserId
 from services.api.problems import (
     AllegroLimitError,
     AllegroRefusesError,
@@ -19,6 +20,7 @@ from services.api.problems import (
     OtherSellerError,
     UnknownTokenError,
     UnknownUserError,
+    UserNotAllowedError,
     documented,
 )
 from shared.allegro.errors import AccessDeniedError, ReauthorizationRequiredError
@@ -134,11 +136,12 @@ class TokenValidation(BaseModel):
     token: Token
 
 
-@router.get("/")
+@router.get("/", dependencies=[READ])
 async def list_tokens(
     request: Request,
     response: Response,
     context: Context,
+    caller: KnownCaller,
     status: Annotated[TokenStatus | None, Query()] = None,
     cursor: Cursor = None,
     limit: Limit = 100,
@@ -146,9 +149,11 @@ async def list_tokens(
     """All sellers that are or were connected."""
     after = 0 if cursor is None else Position.decode(cursor, order=_ORDER).row_id
     rows = await context.pool.fetch(
-        f"{_COLUMNS} WHERE id > $1 AND ($2::text IS NULL OR status = $2) ORDER BY id LIMIT $3",
+        f"{_COLUMNS} WHERE id > $1 AND ($2::text IS NULL OR status = $2) AND {visible('user_id', 3)}"
+        " ORDER BY id LIMIT $4",
         after,
         status,
+        caller.users,
         limit + 1,
     )
     page, following = cut(rows, limit, lambda row: Position(_ORDER, None, str(row["token_id"])))
@@ -156,46 +161,45 @@ async def list_tokens(
     return Tokens(items=[Token(**row) for row in page], next=following)
 
 
-@router.post("/", status_code=201, responses=documented(OtherSellerError))
-async def register_token(body: RegisterToken, context: Context) -> Token:
+@router.post("/", status_code=201, dependencies=[ADMIN], responses=documented(UserNotAllowedError, OtherSellerError))
+async def register_token(body: RegisterToken, context: Context, caller: KnownCaller) -> Token:
     """Store a pair obtained elsewhere, or replace the pair of this user; the seller is loaded and kept current."""
+    caller.require(body.user_id)
     async with context.pool.acquire() as connection, connection.transaction():
         token_id = await _connect(connection, context, body.user_id, body)
     return await _token(context, token_id)
 
 
-@router.get("/user/{user_id}", responses=documented(UnknownUserError))
+@router.get("/user/{user_id}", dependencies=[READ], responses=documented(UnknownUserError))
 async def token_of_user(user: KnownUser, context: Context) -> Token:
     """The seller connected for a user."""
     return await _token(context, user.token_id)
 
 
-@router.get("/{token_id}", responses=documented(UnknownTokenError))
-async def get_token(token_id: TokenId, context: Context) -> Token:
+@router.get("/{token_id}", dependencies=[READ], responses=documented(UnknownTokenError))
+async def get_token(token: KnownToken, context: Context) -> Token:
     """One connected seller."""
-    return await _token(context, token_id)
+    return await _token(context, token.token_id)
 
 
-@router.put("/{token_id}", responses=documented(UnknownTokenError, OtherSellerError))
-async def replace_token(token_id: TokenId, body: TokenPairBody, context: Context) -> Token:
+@router.put("/{token_id}", dependencies=[ADMIN], responses=documented(UnknownTokenError, OtherSellerError))
+async def replace_token(token: KnownToken, body: TokenPairBody, context: Context) -> Token:
     """Replace the pair by one obtained elsewhere; a lost or deactivated token works again, its schedule goes on."""
     async with context.pool.acquire() as connection, connection.transaction():
-        user_id = await connection.fetchval("SELECT user_id FROM user_tokens WHERE id = $1", token_id)
-        if user_id is None:
-            raise UnknownTokenError(token_id)
-        await _connect(connection, context, user_id, body)
-    return await _token(context, token_id)
+        await _connect(connection, context, token.user_id, body)
+    return await _token(context, token.token_id)
 
 
-@router.delete("/{token_id}", responses=documented(UnknownTokenError))
-async def deactivate_token(token_id: TokenId, context: Context) -> Token:
+@router.delete("/{token_id}", dependencies=[ADMIN], responses=documented(UnknownTokenError))
+async def deactivate_token(token: KnownToken, context: Context) -> Token:
     """Stop using the pair and forget it; the schedule pauses, tasks stop, everything stored stays."""
-    await context.pool.execute(_DEACTIVATE, token_id)
-    return await _token(context, token_id)
+    await context.pool.execute(_DEACTIVATE, token.token_id)
+    return await _token(context, token.token_id)
 
 
 @router.post(
     "/{token_id}/refresh",
+    dependencies=[CONTROL],
     responses=documented(
         UnknownTokenError,
         ConsentRequiredError,
@@ -204,28 +208,27 @@ async def deactivate_token(token_id: TokenId, context: Context) -> Token:
         AllegroLimitError,
     ),
 )
-async def refresh_token(token_id: TokenId, context: Context) -> Token:
+async def refresh_token(token: KnownToken, context: Context) -> Token:
     """Exchange the pair for a new one now, also one that was given up."""
-    await _token(context, token_id)
-    await context.allegro.vault.refresh(token_id, force=True)
-    return await _token(context, token_id)
+    await context.allegro.vault.refresh(token.token_id, force=True)
+    return await _token(context, token.token_id)
 
 
 @router.post(
     "/{token_id}/validate",
+    dependencies=[CONTROL],
     responses=documented(UnknownTokenError, AllegroUnavailableError, AllegroRefusesError, AllegroLimitError),
 )
-async def validate_token(token_id: TokenId, context: Context) -> TokenValidation:
+async def validate_token(token: KnownToken, context: Context) -> TokenValidation:
     """Ask Allegro whether the token works, refreshing it if needed; says what Allegro says."""
-    await _token(context, token_id)
     reason: str | None = None
     try:
-        await context.allegro.client.latest_event_id(token_id)
+        await context.allegro.client.latest_event_id(token.token_id)
     except (ReauthorizationRequiredError, AccessDeniedError) as refusal:
         reason = str(refusal)
     else:
-        await context.pool.execute("UPDATE user_tokens SET validated_at = now() WHERE id = $1", token_id)
-    return TokenValidation(valid=reason is None, reason=reason, token=await _token(context, token_id))
+        await context.pool.execute("UPDATE user_tokens SET validated_at = now() WHERE id = $1", token.token_id)
+    return TokenValidation(valid=reason is None, reason=reason, token=await _token(context, token.token_id))
 
 
 async def _connect(connection: asyncpg.Connection, context: Resources, user_id: str, body: TokenPairBody) -> int:
