@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -172,6 +172,22 @@ async def user_of(user_id: str, resources: Resources, caller: Caller) -> User:
     if row is None or not caller.sees(user_id):
         raise UnknownUserError(user_id)
     return User(**row)
+
+
+async def tokens_of(resources: Resources, caller: Caller, asked: Sequence[str] | None = None) -> list[int] | None:
+    """The tokens of the users asked for, or of all that the caller sees; None: of everybody.
+
+    Raises UnknownUserError for one who was asked for and does not exist for the caller.
+    """
+    users = asked or caller.users
+    if users is None:
+        return None
+    rows = await resources.pool.fetch("SELECT id, user_id FROM user_tokens WHERE user_id = ANY($1)", users)
+    seen = {row["user_id"]: row["id"] for row in rows if caller.sees(row["user_id"])}
+    unknown = set(asked or ()) - seen.keys()
+    if unknown:
+        raise UnknownUserError(min(unknown))
+    return list(seen.values())
 
 
 async def _user(user_id: UserIdInPath, resources: Context, caller: KnownCaller) -> User:

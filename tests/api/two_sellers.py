@@ -38,7 +38,8 @@ async def a_busy_seller(pool: asyncpg.Pool, user_id: str) -> dict[str, str]:
     await pool.execute("UPDATE task_history SET user_id = $2 WHERE task_id = $1", run_id, user_id)
     await pool.execute("UPDATE sync_history SET user_id = $2, error = $2 WHERE run_id = $1", run_id, user_id)
     order_id = f"order-of-{kind}"
-    body = an_order_body(order_id, note=user_id)
+    # Of an order, statistics name the status alone.
+    body = an_order_body(order_id, note=user_id, status=f"STATUS_{kind}")
     records = [
         consumed(an_event(token_id=token_id, order_id=order_id)),
         consumed(an_observation(token_id=token_id, order_id=order_id, body=body)),

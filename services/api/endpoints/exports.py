@@ -4,13 +4,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
 
-import asyncpg
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
-from services.api.access import READ, Caller, KnownCaller
-from services.api.context import Context
+from services.api.access import READ, KnownCaller
+from services.api.context import Context, tokens_of
 from services.api.export.forms import FORMS, Form
 from services.api.export.selection import OrderExport
 from services.api.export.walk import Export
@@ -60,19 +59,6 @@ async def export_orders(
     to be cut off. `orders-backup orders export` does that by itself, and `orders-backup verify` proves the result.
     """
     form = FORMS[asked.format]
-    token_ids = await _tokens(context.pool, caller, asked.user_id)
+    token_ids = await tokens_of(context, caller, asked.user_id)
     export = await Export.begin(context.pool, asked, form, token_ids)
     return _Download(export.pieces(), form)
-
-
-async def _tokens(pool: asyncpg.Pool, caller: Caller, asked: list[str] | None) -> list[int] | None:
-    """Of the users asked for, or of all that the caller sees (None: of everybody); raises UnknownUserError."""
-    users = asked or caller.users
-    if users is None:
-        return None
-    rows = await pool.fetch("SELECT id, user_id FROM user_tokens WHERE user_id = ANY($1)", users)
-    seen = {row["user_id"]: row["id"] for row in rows if caller.sees(row["user_id"])}
-    unknown = set(asked or ()) - seen.keys()
-    if unknown:
-        raise UnknownUserError(min(unknown))
-    return list(seen.values())

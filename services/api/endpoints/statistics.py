@@ -9,7 +9,8 @@ import asyncpg
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.api.context import Context, KnownUser
+from services.api.access import READ, KnownCaller
+from services.api.context import Context, KnownUser, tokens_of
 from services.api.order_query import Conditions
 from services.api.parameters import Moment
 from services.api.problems import UnknownUserError, documented
@@ -142,13 +143,13 @@ class Statistics(BaseModel):
     sync: SyncHealth = Field(description="at this moment, whatever the filters")
 
 
-@router.get("")
-async def statistics(context: Context, asked: Annotated[StatisticsFilter, Query()]) -> Statistics:
-    """Of all sellers: orders and their value by currency, status and day, and how well the copies are kept."""
-    return await _statistics(context.pool, None, None, asked)
+@router.get("", dependencies=[READ])
+async def statistics(context: Context, caller: KnownCaller, asked: Annotated[StatisticsFilter, Query()]) -> Statistics:
+    """Of all sellers that the key is for: orders and value by currency, status and day, and how well all is kept."""
+    return await _statistics(context.pool, None, await tokens_of(context, caller), asked)
 
 
-@router.get("/{user_id}", responses=documented(UnknownUserError))
+@router.get("/{user_id}", dependencies=[READ], responses=documented(UnknownUserError))
 async def statistics_of_user(
     user: KnownUser, context: Context, asked: Annotated[StatisticsFilter, Query()]
 ) -> Statistics:
