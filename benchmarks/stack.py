@@ -136,7 +136,7 @@ class BenchStack:
             f"{service} {number}",
             [sys.executable, "-m", f"services.{service}"],
             log=self._stack.logs / f"{service}-{number}.out",
-            env={**environment, f"{service.upper()}_HTTP_PORT": str(port), "LOG_LEVEL": "WARNING"},
+            env={"LOG_LEVEL": "WARNING", **environment, f"{service.upper()}_HTTP_PORT": str(port)},
             folder=self.folder,
             grace_seconds=30,
         )

@@ -14,6 +14,7 @@ from cli.doctor import doctor
 from cli.errors import AwayError
 from cli.setup import setup
 from cli.stats import stats
+from cli.up import ANY_ARGUMENTS, up
 from cli.verify import verify
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.errors import ConfigurationError, OrdersBackupError, TransientError
@@ -30,6 +31,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 refused or failed; 2 wrong usage or setting; 3 not reachable, try again later.",
     pretty_exceptions_enable=False,
 )
+app.command(context_settings=ANY_ARGUMENTS)(up)
 app.command()(setup)
 app.command()(auth)
 app.command()(doctor)

@@ -104,7 +104,12 @@ async def _topics(settings: _Settings) -> Finding:
 async def _allegro(settings: _Settings) -> Finding:
     async with open_http(settings) as http:
         answer = await http.request("GET", f"{settings.api_url}/order/event-stats")
-    return Finding("Allegro", f"{settings.api_url} answers ({answer.status_code} without a token)")
+    if answer.is_server_error:
+        return Finding("Allegro", f"{settings.api_url} answers {answer.status_code}", "wait: nothing is lost meanwhile")
+    if answer.status_code != httpx.codes.UNAUTHORIZED:
+        found = f"{settings.api_url} answers {answer.status_code} where Allegro asks for a token (401)"
+        return Finding("Allegro", found, "correct ALLEGRO_API_URL or ALLEGRO_USER_AGENT, or see what stands between")
+    return Finding("Allegro", f"{settings.api_url} answers")
 
 
 async def _api(api_url: str) -> Finding:

@@ -8,7 +8,7 @@ import typer
 
 from cli.client import DEFAULT_URL, Api, ApiUrl, part
 from cli.export import export
-from cli.output import AsJson, show_fields, show_rows, show_table
+from cli.output import AsJson, show_fields, show_json, show_rows, show_table
 from shared.database import close_pool, open_pool
 from shared.order_state import republish_all
 from shared.settings import DatabaseSettings, load
@@ -82,10 +82,13 @@ app.command()(export)
 
 
 @app.command()
-def republish() -> None:
+def republish(as_json: AsJson = False) -> None:
     """Publish the state of every order to `order-state` again; safe to repeat, while services run."""
     asyncio.run(_republish(load(DatabaseSettings).database_url.get_secret_value()))
-    typer.echo("the writer publishes the state of every order again")
+    if as_json:
+        show_json({"republishing": True})
+    else:
+        typer.echo("the writer publishes the state of every order again")
 
 
 async def _republish(database_url: str) -> None:

@@ -9,6 +9,7 @@ import typer
 from aiokafka.errors import KafkaError
 from sqlalchemy.exc import DBAPIError
 
+from cli.output import AsJson, show_json
 from migrations.run import current, upgrade
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.errors import TransientError
@@ -28,12 +29,13 @@ class _Settings(DatabaseSettings, KafkaSettings):
 
 def setup(
     wait: Annotated[float, typer.Option(help="Seconds to wait for PostgreSQL and Kafka.")] = 60.0,
+    as_json: AsJson = False,
 ) -> None:
     """Migrate the database and create the topics that are missing."""
-    asyncio.run(_setup(load(_Settings), wait))
+    asyncio.run(_setup(load(_Settings), wait, as_json=as_json))
 
 
-async def _setup(settings: _Settings, patience: float) -> None:
+async def _setup(settings: _Settings, patience: float, *, as_json: bool) -> None:
     deadline = time.monotonic() + patience
     url = settings.database_url.get_secret_value()
 
@@ -43,7 +45,8 @@ async def _setup(settings: _Settings, patience: float) -> None:
         return before, await current(url)
 
     before, after = await _patiently("PostgreSQL", migrate, deadline)
-    typer.echo(f"database: revision {after}" + ("" if before == after else f" (was {before or 'empty'})"))
+    if not as_json:
+        typer.echo(f"database: revision {after}" + ("" if before == after else f" (was {before or 'empty'})"))
 
     created = await _patiently(
         "Kafka",
@@ -56,7 +59,10 @@ async def _setup(settings: _Settings, patience: float) -> None:
         ),
         deadline,
     )
-    typer.echo(f"topics: created {', '.join(created)}" if created else "topics: all there")
+    if as_json:
+        show_json({"revision": after, "revision_before": before, "topics_created": list(created)})
+    else:
+        typer.echo(f"topics: created {', '.join(created)}" if created else "topics: all there")
 
 
 async def _patiently(what: str, work: Callable[[], Awaitable[_Result]], deadline: float) -> _Result:

@@ -7,7 +7,9 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from devstack.errors import DevstackError
 from devstack.processes import ROOT
 from devstack.stack import SERVICES, Stack
 
+_ADDRESSES = "up.env"
 _LOOK_SECONDS = 0.5
 _FIRST_BACKOFF_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -171,6 +174,19 @@ def _without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}:{parts.port or 5432}"))
 
 
+def _write_addresses(stack: Stack) -> Path:
+    """Where everything is, for a shell to read: `. .data/up.env`."""
+    addresses = {"ORDERS_BACKUP_API_URL": stack.url("api")}
+    if stack.simulator is not None:
+        addresses["SIMULATOR"] = stack.simulator.url
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in addresses.items()]
+    lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+    file = stack.folder / _ADDRESSES
+    half = file.with_suffix(".half")
+    half.write_text("\n".join(lines) + "\n")
+    return half.replace(file)
+
+
 def _welcome(stack: Stack, console: Console) -> None:
     """Where everything is, and what to try."""
     api = stack.url("api")
@@ -187,6 +203,8 @@ def _welcome(stack: Stack, console: Console) -> None:
     for what, where in places.items():
         console.print(f"  {what:<20} {where}", markup=False, highlight=False, soft_wrap=True)
     console.print()
+    addresses = stack.folder / _ADDRESSES
+    console.print(f"For the shell: . {shlex.quote(str(addresses))}", markup=False, highlight=False, soft_wrap=True)
     console.print("What to try next: connect a seller, then read its orders.")
     lines = [
         f"curl -s -X POST {api}/api/v1/tokens/auth/initialize -H 'content-type: application/json' "
@@ -223,6 +241,7 @@ def run(plan: Plan, console: Console) -> int:
     if not simulated:
         check_real_allegro(environment)
     with _alone(folder), _signals():
+        (folder / _ADDRESSES).unlink(missing_ok=True)
         stack = Stack(
             folder,
             environment,
@@ -239,6 +258,7 @@ def run(plan: Plan, console: Console) -> int:
                 stack.start_services()
                 for service in SERVICES:
                     stack.wait_until_ready(service)
+                _write_addresses(stack)
                 _welcome(stack, console)
                 watched = _watched(stack)
                 while True:

@@ -32,7 +32,7 @@ class ControlError(Exception):
 
 
 class ConsentBody(msgspec.Struct, forbid_unknown_fields=True):
-    user_code: str
+    user_code: str | None = None  # without: the one that was asked for last
     seller_id: str | None = None
     decision: str = "allow"
 
@@ -152,7 +152,9 @@ class Control:
         if body.decision not in ("allow", "deny"):
             raise ControlError(422, "decision must be allow or deny")
         seller = None if body.seller_id is None else self._seller(body.seller_id)
-        chosen = self._consents.decide(body.user_code, body.decision, seller)
+        waiting = self._oauth.pending()
+        user_code = waiting[-1].user_code if body.user_code is None and waiting else body.user_code or ""
+        chosen = self._consents.decide(user_code, body.decision, seller)
         if chosen is None:
             raise ControlError(404, "nobody waits for this user code, or no seller is free")
         return _json({"seller_id": chosen.id, "login": chosen.shop.login, "decision": body.decision})

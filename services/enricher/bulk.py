@@ -123,6 +123,7 @@ class BulkHandler:
         attempt = await self._begin(record)
         if attempt is None:
             return  # the run has ended: a repeated record
+        logger.info("walk begun", extra={"run_id": str(record.run_id), "attempt": attempt.number})
         try:
             await self._walk_pages(attempt)
         except _OvertakenError:

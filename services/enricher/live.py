@@ -1,6 +1,7 @@
 """Live events: the records of one token become looks at its orders."""
 
 import asyncio
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -38,6 +39,8 @@ from shared.messages import (
     correlation_id_of,
     decode,
 )
+
+logger = logging.getLogger(__name__)
 
 _Look = OrderObserved | OrderMissing | OrderFetchFailed
 
@@ -78,6 +81,7 @@ class LiveHandler:
             wanted = merge(records, self._recent)
             if wanted:
                 await self._look(records[0].token_id, wanted, origins)
+                logger.info("looked at orders", extra={"token_id": records[0].token_id, "orders": len(wanted)})
 
     async def _look(self, token_id: int, wanted: Sequence[Wanted], origins: dict[str, list[ConsumerRecord]]) -> None:
         requests = {request.order_id: request for request in wanted}

@@ -255,6 +255,9 @@ class JournalPoller:
         ]
         await self._publisher.events(records, run_id=run_id)
         metrics.published_events.inc(len(records))
+        logger.info(
+            "events published", extra={"token_id": look.token_id, "run_id": str(run_id), "events": len(records)}
+        )
         return len(records)
 
     async def _finish(self, look: Look, start: Start, outcome: Outcome) -> None:

@@ -1,5 +1,7 @@
 """What got stuck is sent out again: bulk loads without progress, looks that are owed and due, ends of runs."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import asyncpg
@@ -22,7 +24,8 @@ WITH stuck AS (
      ORDER BY w.progress_at LIMIT $2 FOR UPDATE OF w SKIP LOCKED
 )
 UPDATE run_windows w SET published_at = now() FROM stuck WHERE w.run_id = stuck.run_id
-RETURNING w.run_id, w.user_token_id, w.bought_from, w.bought_to
+RETURNING w.run_id, w.user_token_id, w.bought_from, w.bought_to,
+          (SELECT h.correlation_id FROM sync_history r JOIN task_history h USING (task_id) WHERE r.run_id = w.run_id)
 """
 
 # Twice the time that it has waited so far, six hours at most: an outage does not make the topic grow.
@@ -36,7 +39,9 @@ UPDATE pending_fetches p
    SET next_attempt_at = now() + least(interval '6 hours', greatest(interval '2 minutes', now() - p.created_at))
                                  * (0.9 + random() * 0.2)
   FROM due WHERE p.user_token_id = due.user_token_id AND p.allegro_order_id = due.allegro_order_id
-RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts
+RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts,
+          (SELECT h.correlation_id FROM sync_history r JOIN task_history h USING (task_id)
+            WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1)
 """
 
 
@@ -70,9 +75,8 @@ class Redelivery:
 
     async def turn(self) -> bool:
         """Send out what is due; says whether there may be more."""
-        with correlated(None):
-            windows = await self._windows()
-            fetches = await self._fetches()
+        windows = await self._windows()
+        fetches = await self._fetches()
         return _BATCH in (windows, fetches)
 
     async def end_settled_runs(self) -> None:
@@ -81,35 +85,43 @@ class Redelivery:
 
     async def _windows(self) -> int:
         rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH)
-        if rows:
-            await self._publisher.windows(
-                [
-                    OrderWindow(
-                        token_id=row["user_token_id"],
-                        run_id=row["run_id"],
-                        bought_from=row["bought_from"],
-                        bought_to=row["bought_to"],
-                    )
-                    for row in rows
-                ]
-            )
-            metrics.redeliveries.labels("window").inc(len(rows))
+        for identifier, together in _by_request(rows).items():
+            with correlated(identifier):
+                await self._publisher.windows([_window(row) for row in together])
+        metrics.redeliveries.labels("window").inc(len(rows))
         return len(rows)
 
     async def _fetches(self) -> int:
         rows = await self._pool.fetch(_DUE_FETCHES, _BATCH)
-        if rows:
-            await self._publisher.events(
-                [
-                    OrderFetch(
-                        token_id=row["user_token_id"],
-                        order_id=row["allegro_order_id"],
-                        wanted_after=row["wanted_after"],
-                        bought_at=row["bought_at"],
-                        attempts=row["attempts"],
-                    )
-                    for row in rows
-                ]
-            )
-            metrics.redeliveries.labels("fetch").inc(len(rows))
+        for identifier, together in _by_request(rows).items():
+            with correlated(identifier):
+                await self._publisher.events([_fetch(row) for row in together])
+        metrics.redeliveries.labels("fetch").inc(len(rows))
         return len(rows)
+
+
+def _by_request(rows: Sequence[asyncpg.Record]) -> Mapping[str | None, Sequence[asyncpg.Record]]:
+    """The rows by the correlation id of the request that they go back to, if they go back to one."""
+    together: defaultdict[str | None, list[asyncpg.Record]] = defaultdict(list)
+    for row in rows:
+        together[row["correlation_id"]].append(row)
+    return together
+
+
+def _window(row: asyncpg.Record) -> OrderWindow:
+    return OrderWindow(
+        token_id=row["user_token_id"],
+        run_id=row["run_id"],
+        bought_from=row["bought_from"],
+        bought_to=row["bought_to"],
+    )
+
+
+def _fetch(row: asyncpg.Record) -> OrderFetch:
+    return OrderFetch(
+        token_id=row["user_token_id"],
+        order_id=row["allegro_order_id"],
+        wanted_after=row["wanted_after"],
+        bought_at=row["bought_at"],
+        attempts=row["attempts"],
+    )

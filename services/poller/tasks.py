@@ -286,6 +286,7 @@ class TaskPlanner:
                 await self._pool.execute(_POSTPONE, task.task_id, task.fence, _POSTPONED, _text(error))
             else:
                 metrics.tasks.labels(task.kind, "begun").inc()
+                logger.info("task begun", extra={"task_id": str(task.task_id), "kind": task.kind})
 
     async def _plan(self, task: Task) -> None:
         parameters = TaskParameters.read(task.parameters)

@@ -6,6 +6,7 @@ While PostgreSQL works on one batch, the next one is fetched and decoded; batche
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
 from shared.delivery import DeadLetter, RebalanceLog, commit, lags_told, next_offsets
 from shared.kafka import RecordProducer, UnsendableRecordError
+from shared.messages import correlation_id_of
 from shared.service import is_transient
 from shared.topics import Topics
 
@@ -161,6 +163,7 @@ class Writer:
                 delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
             else:
                 self._metrics.observe(written, len(gathered.records))
+                _say_stored(gathered.records)
                 return
 
     async def store(self, records: Sequence[ConsumerRecord]) -> Written:
@@ -203,6 +206,13 @@ class Writer:
                 refusal = error
         logger.error("record refused by the database", extra={"topic": record.topic, "offset": record.offset})
         return await self._apply(Batch(unreadable=[DeadLetter.of(record, refusal, service=SERVICE)]))
+
+
+def _say_stored(records: Sequence[ConsumerRecord]) -> None:
+    """One line for each request or poll whose records are durable now: who follows its id finds the end of the way."""
+    counts = Counter(correlation_id_of(record.headers) for record in records)
+    for identifier, number in counts.items():
+        logger.info("stored", extra={"correlation_id": identifier, "records": number})
 
 
 def _stand_ins(batch: Batch) -> list[Mapping[bytes, Storable]]:

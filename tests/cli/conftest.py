@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[2]
 
 
 class _Allegro(BaseHTTPRequestHandler):
-    """Gives out one device code."""
+    """Gives out one device code, and answers nobody without a token."""
+
+    def do_GET(self) -> None:  # the standard library's name
+        self.send_response(401)
+        self.send_header("content-length", "0")
+        self.end_headers()
 
     def do_POST(self) -> None:  # the standard library's name
         body = json.dumps(
