@@ -232,6 +232,28 @@ class TestTokens:
         assert bad["valid"] is False
         assert "no scope" in bad["reason"]
 
+    async def test_a_seller_who_has_withdrawn_consent_is_told_to_consent_again(
+        self, api: httpx.AsyncClient, allegro: Allegro
+    ) -> None:
+        """A refresh brings a pair still, which does not work (#13133)."""
+        token_id = await a_connected_seller(api)
+        fresh = {"access_token": a_secret("access-2"), "refresh_token": a_secret("refresh-2"), "expires_in": 43199}
+        echo = {"error": "invalid_token", "error_description": f"Access token expired: {a_secret('access-2')}"}
+        allegro.respond = lambda request: (
+            httpx.Response(200, json=fresh) if request.method == "POST" else httpx.Response(401, json=echo)
+        )
+
+        told = (await api.post(f"/api/v1/tokens/{token_id}/validate")).json()
+        refused = await api.post("/api/v1/sync/manual/shop-1", json={"kind": "full"})
+        activated = await api.post("/api/v1/sync/activate", json={"user_id": "shop-1"})
+        active = (await api.get("/api/v1/sync/active")).json()["items"]
+
+        assert (told["valid"], told["token"]["status"]) == (False, "reauthorization_required")
+        assert told["reason"].startswith(told["token"]["status_reason"])
+        assert "withdrawn consent" in told["reason"]
+        assert {(answer.status_code, slug(answer)) for answer in (refused, activated)} == {(409, "consent-required")}
+        assert active == []
+
     async def test_a_refresh_brings_a_new_pair_and_shows_none(
         self, api: httpx.AsyncClient, allegro: Allegro, pool: asyncpg.Pool
     ) -> None:

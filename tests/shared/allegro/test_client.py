@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import datetime, timedelta
@@ -136,6 +137,19 @@ class TestRequests:
         assert sent.headers["Accept-Language"] == "en-US"
         assert sent.headers["Authorization"] == "Bearer token-1"
         assert edge.limits.acquired == [(Endpoint.DETAIL, 7, "live")]
+
+    async def test_the_trace_id_of_every_answer_is_in_the_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Allegro asks for it in every report, also of an answer that was wrong without being an error."""
+        caplog.set_level(logging.DEBUG, "shared.allegro.client")
+        good, limited = ok(bytes(an_order_body()), **{"Trace-Id": "t-good"}), refused(429, **{"Trace-Id": "t-429"})
+        edge = Edge(refused(503, **{"Trace-Id": "t-503"}), refused(401, **{"Trace-Id": "t-401"}), good, limited)
+
+        await edge.order()
+        with pytest.raises(RateLimitedError):
+            await edge.order()
+
+        logged = [record.__dict__["trace_id"] for record in caplog.records]
+        assert logged == ["t-503", "t-401", "t-good", "t-429"]
 
     async def test_a_list_is_asked_for_in_utc_with_milliseconds_by_ascending_purchase(self) -> None:
         edge = Edge(ok({"checkoutForms": [json.loads(an_order_body())], "count": 1, "totalCount": 41}))

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import asyncpg
 import pytest
@@ -61,6 +62,15 @@ class TestAccessToken:
         assert row["status"] == "active"
         assert timedelta(hours=11) < row["expires_in"] < timedelta(hours=12)
         assert timedelta(hours=5.9) < row["refresh_in"] < timedelta(hours=9.1)
+
+    async def test_tokens_of_one_moment_are_not_refreshed_at_one_moment(self, way: Way, allegro: FakeAllegro) -> None:
+        for number in range(20):
+            await way.connected(allegro.pair(), user_id=f"shop-{number}")
+
+        spread = await way.pool.fetchval(
+            "SELECT max(expires_at - refresh_after) - min(expires_at - refresh_after) FROM user_tokens"
+        )
+        assert timedelta(minutes=10) < spread < timedelta(hours=3)
 
     @pytest.mark.parametrize("status", ["deactivated", "reauthorization_required"])
     async def test_an_inactive_token_is_not_given_out(self, way: Way, allegro: FakeAllegro, status: str) -> None:
@@ -267,21 +277,56 @@ class TestLostAnswers:
     ) -> None:
         token_id = await way.connected(allegro.pair())
         allegro.grace_seconds = 0.0
+        allegro.on_exchanged = partial(_cut_connections, database_url)
 
-        async def cut_connections() -> None:
-            connection = await asyncpg.connect(database_url)
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-            await connection.close()
-
-        allegro.on_exchanged = cut_connections
         await way.vault.refresh(token_id, force=True)
 
         assert allegro.refreshes == 1
         assert (await way.row(token_id))["generation"] == 3
         await way.client.me(token_id)
+
+    async def test_a_consent_that_came_while_postgresql_was_away_is_not_overwritten(
+        self, way: Way, allegro: FakeAllegro, database_url: str
+    ) -> None:
+        """The row's lock went with the connection."""
+        token_id = await way.connected(allegro.pair())
+
+        async def consent_meanwhile() -> None:
+            await _cut_connections(database_url)
+            pool = await open_pool(database_url, service="another", max_size=2)
+            async with open_http(way.settings) as http:
+                await Way(pool, http, way.settings).connected(a_pair("of the consent"))
+            await pool.close()
+
+        allegro.on_exchanged = consent_meanwhile
+        generation = await way.vault.refresh(token_id, force=True)
+
+        bearer = await way.vault.access_token(token_id)
+        assert (bearer.secret, bearer.generation) == (Secret(a_secret("of the consent")), generation)
+
+    async def test_a_token_that_was_deactivated_while_postgresql_was_away_stays_so(
+        self, way: Way, allegro: FakeAllegro, database_url: str
+    ) -> None:
+        token_id = await way.connected(allegro.pair())
+        forget = "UPDATE user_tokens SET status = 'deactivated', access_token = NULL, refresh_token = NULL"
+        allegro.on_exchanged = partial(_cut_connections, database_url, forget)
+
+        with pytest.raises(ReauthorizationRequiredError):
+            await way.vault.refresh(token_id, force=True)
+
+        row = await way.row(token_id)
+        assert (row["status"], row["access_token"], row["refresh_token"]) == ("deactivated", None, None)
+
+
+async def _cut_connections(database_url: str, then: str = "SELECT 1") -> None:
+    """Everybody's, as if PostgreSQL had been restarted; and what somebody does as soon as it is back."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await connection.execute(then)
+    await connection.close()
 
 
 class TestRefusals:
@@ -473,6 +518,7 @@ class TestUnlinking:
         assert allegro.refreshes == 1
         assert (row["status"], row["schedule"]) == ("reauthorization_required", "paused")
         assert row["last_error"] == f"reauthorization required: {row['status_reason']}"
+        assert "Trace-Id trace-1" in row["status_reason"]
         assert "eyJ" not in row["status_reason"]
 
     async def test_a_pair_that_was_replaced_meanwhile_is_not_given_up(self, way: Way, allegro: FakeAllegro) -> None:
