@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from services.api.examples import complete
 from services.api.problems import InvalidField, ProblemBody, all_types
 from shared.api_keys import AccessScope
 
@@ -42,4 +43,5 @@ def document(generated: dict[str, Any], scopes: Iterable[tuple[str, str, AccessS
     schemas["ProblemBody"] = problem
     schemas["InvalidField"] = InvalidField.model_json_schema()
     generated["components"]["examples"] = {kind.slug: kind.example() for kind in all_types()}
+    complete(generated)
     return generated
