@@ -90,9 +90,13 @@ class Api(AbstractContextManager["Api"]):
                 return
 
     @contextmanager
-    def stream(self, path: str, *, compressed: bool, **params: Any) -> Iterator[Iterator[bytes]]:
+    def stream(
+        self, path: str, *, compressed: bool = False, last_event_id: str = "", **params: Any
+    ) -> Iterator[Iterator[bytes]]:
         """The answer's body as it comes; also raises AwayError where it breaks off."""
         headers = {"Accept-Encoding": "gzip" if compressed else "identity"}
+        if last_event_id:
+            headers["Last-Event-ID"] = last_event_id
         try:
             with self._http.stream("GET", path, params=_given(params), headers=headers) as answer:
                 if not answer.is_success:

@@ -27,6 +27,12 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def show_line(value: Any) -> None:
+    """One JSON document on one line, at once: for what goes on coming."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
 def show_rows(rows: Iterable[bytes]) -> None:
     """One JSON array of rows that are JSON already, one a line."""
     sys.stdout.write("[")

@@ -1,6 +1,5 @@
 """`orders-backup sync`: start, stop and watch synchronisation."""
 
-import time
 from typing import Annotated, Any
 
 import typer
@@ -8,12 +7,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cli.client import DEFAULT_URL, Api, ApiUrl, part
 from cli.errors import RefusedError
-from cli.output import AsJson, progress_console, show_fields, show_json, show_table
+from cli.events import task_states
+from cli.output import AsJson, progress_console, show_fields, show_json, show_line, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Start, stop and watch synchronisation.")
 
-_LOOK_SECONDS = 1.0
-_UNFINISHED = ("queued", "running", "stopping")
 _TASK = ("task_id", "user_id", "kind", "status", "parameters", "created_at", "started_at", "finished_at", "error")
 _RUN = (
     *("run_id", "kind", "status", "started_at", "completed_at", "orders_processed", "orders_expected"),
@@ -64,6 +62,21 @@ def stop(
         show_json(task)
     else:
         show_fields(task, _TASK)
+
+
+@app.command()
+def follow(
+    task_id: Annotated[str, typer.Argument(help="As `sync start` or `sync tasks` shows it.")],
+    as_json: AsJson = False,
+    api_url: ApiUrl = DEFAULT_URL,
+) -> None:
+    """Show the progress of a task until it has ended; with --json each state as one line."""
+    with Api(api_url) as api:
+        if not as_json:
+            show_fields(_until_ended(api, api.get(f"/sync/tasks/{part(task_id)}")), _TASK)
+            return
+        for state in task_states(api, task_id):
+            show_line(state)
 
 
 @app.command()
@@ -166,9 +179,8 @@ def _until_ended(api: Api, task: dict[str, Any]) -> dict[str, Any]:
     )
     with bars:
         bar = bars.add_task(f"{task['kind']} ({task['status']})", total=None)
-        while task["status"] in _UNFINISHED:
-            time.sleep(_LOOK_SECONDS)
-            task = api.get(f"/sync/tasks/{task['task_id']}")
+        for state in task_states(api, task["task_id"]):
+            task = state
             bars.update(bar, description=f"{task['kind']} ({task['status']})")
             if task["run"] is not None:
                 bars.update(bar, completed=task["run"]["orders_processed"], total=task["run"]["orders_expected"])

@@ -51,8 +51,8 @@ def visible_token(column: str, argument: int) -> str:
     return f"(${argument}::text[] IS NULL OR {column} IN ({owned}))"
 
 
-def caller_of(request: Request) -> Caller:
-    """As `gate.Gate` found out."""
+async def caller_of(request: Request) -> Caller:
+    """As `gate.Gate` found out. A coroutine, since a plain function would be run by a thread."""
     caller: Caller = request.state.caller
     return caller
 

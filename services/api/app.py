@@ -18,6 +18,7 @@ from services.api.endpoints import (
     exports,
     health,
     orders,
+    progress,
     runs,
     schedules,
     statistics,
@@ -39,6 +40,7 @@ from services.api.problems import (
     documented,
 )
 from services.api.settings import ApiSettings
+from services.api.task_looks import TaskLooks
 from shared.health import Health
 
 __all__ = ["SERVICE", "build_app"]
@@ -54,7 +56,7 @@ _EVERYWHERE = (
     DatabaseUnavailableError,
     UnavailableError,
 )
-SUBJECTS = (orders, exports, runs, tasks, schedules, tokens, authorizations, dead_letters, statistics)
+SUBJECTS = (orders, exports, runs, tasks, progress, schedules, tokens, authorizations, dead_letters, statistics)
 """Everything under /api/v1."""
 
 
@@ -90,6 +92,7 @@ def build_app(
     app.state.connections = connections
     app.state.topics = settings.topics
     app.state.health = state
+    app.state.task_looks = TaskLooks()
     everywhere: Any = documented(*_EVERYWHERE)
     # One by one, and what is asked for most first: the framework looks through routers in this order, and does all of
     # it twice for routers within routers.
