@@ -1,6 +1,7 @@
 """What tests of the way to Allegro are made of."""
 
 import base64
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -77,6 +78,11 @@ class Way:
             " FROM user_tokens t LEFT JOIN active_sync_schedules s ON s.user_token_id = t.id WHERE t.id = $1",
             token_id,
         )
+
+    async def now(self) -> datetime:
+        """PostgreSQL's time: pauses are counted from it, however slow the test is."""
+        moment: datetime = await self.pool.fetchval("SELECT clock_timestamp()")
+        return moment
 
     async def change(self, token_id: int, assignments: str) -> None:
         """Set columns of the token, in SQL."""

@@ -15,7 +15,7 @@ from tests.shared.allegro.builders import Way, settings
 
 async def call(database_url: str, allegro_url: str, token_id: int, what: str) -> dict[str, object]:
     pool = await open_pool(database_url, service="caller", max_size=4)
-    chosen = settings(allegro_url, allegro_timeout_seconds=5)
+    chosen = settings(allegro_url)
     async with open_http(chosen) as http:
         way = await Way(pool, http, chosen).synchronise()
         try:

@@ -56,7 +56,7 @@ class Moment:
 
     async def _until(self, condition: str, count: int) -> None:
         connection = await asyncpg.connect(self._database_url)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while count != await connection.fetchval(
                 f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {condition}"
             ):
