@@ -53,6 +53,12 @@ bench-limits: $(STAMP) ## measure how much of Allegro's allowance is used (ARGS=
 bench-freshness: $(STAMP) ## measure how long new events wait until they are committed (ARGS=--help)
 	@$(BIN)/python -m benchmarks.freshness $(ARGS)
 
+bench-fairness: $(STAMP) ## measure how long new orders wait while 100,000 are loaded for another seller (ARGS=--help)
+	@$(BIN)/python -m benchmarks.fairness $(ARGS)
+
+bench-scale: $(STAMP) ## measure replicas, 10,000 sellers, a million messages of lag, idling (ARGS=--help)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
+
 bench-bulk-load: $(STAMP) ## measure the memory of a load of 100,000 orders, killed in the middle
 	@$(BIN)/python -m benchmarks.bulk_load $(ARGS)
 

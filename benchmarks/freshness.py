@@ -18,7 +18,7 @@ import uvloop
 
 from benchmarks.report import Measure, report
 from benchmarks.stack import BenchStack, bench_stack, give_schedules, say
-from benchmarks.waiting import Wait, note_looks, quantile, waits
+from benchmarks.waiting import Wait, note_looks, quantile, stages, waits
 
 _GOAL_P50_MS = 150.0
 _GOAL_P99_MS = 1000.0
@@ -71,8 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     fresh = [(wait.committed - wait.served) / 1000 for wait in found]
     rate = len(found) / plan.seconds
     say(f"{len(found)} events, {rate:.0f} a second, of {plan.sellers} sellers; slowest: {max(fresh):.0f} ms")
-    until_asked = quantile([(wait.looked - wait.served) / 1000 for wait in found], 0.5)
-    say(f"of the median, {until_asked:.0f} ms until Allegro was asked for the order")
+    say(f"p50 (p99) in ms: {stages(found)}")
     p50, p99 = quantile(fresh, 0.5), quantile(fresh, 0.99)
     name = f"freshness at {rate:.0f} events/s of {plan.sellers} sellers"
     met = report(

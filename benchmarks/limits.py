@@ -13,28 +13,22 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from itertools import islice
-from uuid import uuid4
 
-import asyncpg
 import uvloop
 
+from benchmarks.backlog import EVENTS_PER_ORDER, Shelf, bursts_of, fetches, publish_interleaved
 from benchmarks.report import Measure, report
 from benchmarks.stack import BenchStack, Replica, Seller, bench_stack, say
 from devstack.allegro import Control
 from shared.database import database_now
-from shared.kafka import RecordProducer
-from shared.messages import OrderEvent, OrderFetch, RawJson, headers
+from shared.messages import OrderEvent, OrderFetch
 
 # Allegro's, for a minute of 60 s.
 _CLIENT_LIMIT = 9000
 _SELLER_LIMIT = 1000
 _GOAL = 0.95
-_EVENTS_PER_ORDER = 5
-_PAGE = 100
 _LOOK_SECONDS = 0.1
 _PATIENCE_SECONDS = 120.0
 
@@ -69,96 +63,12 @@ class Plan:
         """Orders of each seller: one minute to come into step, the measured ones, and some that are left over."""
         return int(self.allowed(sellers) * (self.minutes + 2) / sellers) + 1
 
-
-@dataclass(frozen=True)
-class Order:
-    """An order that Allegro has."""
-
-    order_id: str
-    bought_at: datetime
-
-
-class Shelf:
-    """Orders of the sellers, listed once and used by every run."""
-
-    def __init__(self, sellers: Sequence[Seller]) -> None:
-        self.sellers = sellers
-        self._orders: dict[int, list[Order]] = {}
-
-    async def fill(self, stack: BenchStack, pool: asyncpg.Pool, plan: Plan) -> None:
-        wanted = {
-            seller.token_id: max(plan.backlog(count) for count in plan.sellers if count > number)
-            for number, seller in enumerate(self.sellers)
+    def wanted(self, sellers: Sequence[Seller]) -> dict[int, int]:
+        """Orders that each token needs for the largest of its runs."""
+        return {
+            seller.token_id: max(self.backlog(count) for count in self.sellers if count > number)
+            for number, seller in enumerate(sellers)
         }
-        now = await database_now(pool)
-        async with stack.allegro(pool) as allegro:
-
-            async def one(token_id: int, count: int) -> None:
-                orders: dict[str, Order] = {}
-                position = now - timedelta(days=360)
-                while len(orders) < count:
-                    page = await allegro.client.list_orders(
-                        token_id, bought_from=position, bought_to=now, traffic="live"
-                    )
-                    for listed in page.orders:
-                        if listed.bought_at is not None:
-                            orders[listed.order_id] = Order(listed.order_id, listed.bought_at)
-                            position = listed.bought_at
-                    if len(page.orders) < _PAGE:
-                        break
-                self._orders[token_id] = list(orders.values())
-
-            await asyncio.gather(*(one(token_id, count) for token_id, count in wanted.items()))
-
-    def orders(self, seller: Seller, count: int) -> list[Order]:
-        orders = self._orders[seller.token_id]
-        if len(orders) < count:
-            raise RuntimeError(f"the simulated seller has {len(orders)} orders, {count} are needed")
-        return orders[:count]
-
-
-def _fetches(token_id: int, orders: Iterable[Order], now: datetime) -> list[OrderFetch]:
-    """Looks that are owed and that no list page can serve."""
-    return [OrderFetch(token_id=token_id, order_id=order.order_id, wanted_after=now) for order in orders]
-
-
-def _bursts(token_id: int, orders: Iterable[Order], now: datetime) -> list[OrderEvent]:
-    """Several new events of each order, as the journal has them: one after the other."""
-    run_id = uuid4()
-    position = int(now.timestamp() * 1_000_000)
-    records = []
-    for order in orders:
-        for _ in range(_EVENTS_PER_ORDER):
-            position += 1
-            records.append(
-                OrderEvent(
-                    token_id=token_id,
-                    event_id=position,
-                    follows_event_id=position - 1,
-                    event_type="READY_FOR_PROCESSING",
-                    order_id=order.order_id,
-                    wanted_after=now,
-                    run_id=run_id,
-                    run_last_event_id=position,
-                    event=RawJson(b"{}"),
-                )
-            )
-    return records
-
-
-async def _publish(
-    stack: BenchStack, environment: Mapping[str, str], records: Sequence[Sequence[OrderFetch | OrderEvent]]
-) -> None:
-    """Every seller's records, a piece of one after a piece of the other."""
-    settings = stack.settings(environment)
-    carried = headers(correlation_id="bench")
-    async with RecordProducer(settings, service="benchmark") as producer:
-        iterators = [iter(each) for each in records]
-        while pieces := [piece for piece in (list(islice(one, 200)) for one in iterators) if piece]:
-            for piece in pieces:
-                await producer.publish_all(
-                    settings.topics.order_events, [(record.key, record.encode(), carried) for record in piece]
-                )
 
 
 async def _asked(control: Control) -> int:
@@ -206,14 +116,16 @@ def _cpu_seconds(replicas: Iterable[Replica]) -> float:
 
 def _run(stack: BenchStack, plan: Plan, shelf: Shelf, sellers: int, replicas: int, *, bursts: bool = False) -> Use:
     environment = stack.fresh_topics()
-    make = _bursts if bursts else _fetches
+    make = bursts_of if bursts else fetches
 
     async def publish() -> None:
         async with stack.pool() as pool:
             now = await database_now(pool)
         chosen = shelf.sellers[:sellers]
-        backlog = [make(seller.token_id, shelf.orders(seller, plan.backlog(sellers)), now) for seller in chosen]
-        await _publish(stack, environment, backlog)
+        backlog: list[Iterable[OrderFetch | OrderEvent]] = [
+            make(seller.token_id, shelf.orders(seller, plan.backlog(sellers)), now) for seller in chosen
+        ]
+        await publish_interleaved(stack, environment, backlog)
 
     uvloop.run(publish())
     with stack.services(environment, enricher=replicas, writer=1) as services:
@@ -241,15 +153,15 @@ def _orders_a_minute(stack: BenchStack, plan: Plan, shelf: Shelf) -> Measure:
     sellers = min(plan.widest, 10)
     use = _run(stack, plan, shelf, sellers, 1, bursts=True)
     orders = use.requests_a_second * 60
-    reference = plan.allowed(sellers) * 60 / plan.minute_seconds / _EVENTS_PER_ORDER
-    say(f"bursts of {_EVENTS_PER_ORDER} events: {orders:.0f} orders a minute")
+    reference = plan.allowed(sellers) * 60 / plan.minute_seconds / EVENTS_PER_ORDER
+    say(f"bursts of {EVENTS_PER_ORDER} events: {orders:.0f} orders a minute")
     return Measure(
-        f"limits: orders a minute at {_EVENTS_PER_ORDER} events each, {sellers} sellers",
+        f"limits: orders a minute at {EVENTS_PER_ORDER} events each, {sellers} sellers",
         orders,
         "orders/min",
         reference,
         orders / reference,
-        _GOAL * _EVENTS_PER_ORDER,
+        _GOAL * EVENTS_PER_ORDER,
     )
 
 
@@ -278,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
             async with stack.pool() as pool:
                 shelf = Shelf(await stack.connect_sellers(pool, plan.widest))
                 say(f"{plan.widest} sellers are connected")
-                await shelf.fill(stack, pool, plan)
+                await shelf.fill(stack, pool, plan.wanted(shelf.sellers))
                 return shelf
 
         shelf = uvloop.run(prepare())

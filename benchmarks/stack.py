@@ -23,6 +23,7 @@ import uvloop
 from devstack.allegro import Control
 from devstack.kafka_client import finish
 from devstack.ports import free_port, release
+from devstack.postgres import Postgres
 from devstack.processes import Child
 from devstack.stack import Stack, without_ours
 from shared.allegro.connection import Allegro, connect
@@ -83,6 +84,14 @@ class BenchStack:
 
     def control(self) -> Control:
         return Control(self.simulator_url)
+
+    @property
+    def postgres_pid(self) -> int:
+        """Of the embedded server; raises RuntimeError where another one is used."""
+        server = self._stack.database
+        if not isinstance(server, Postgres):
+            raise RuntimeError("the CPU of PostgreSQL can be measured only without DATABASE_URL")
+        return server.pid
 
     @property
     def folder(self) -> Path:

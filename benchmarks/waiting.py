@@ -84,6 +84,18 @@ async def waits(
     return found
 
 
+def stages(found: Sequence[Wait]) -> str:
+    """Where the time goes, for whoever watches: p50 and p99 of each stage in milliseconds."""
+    spans = {
+        "until shown": [wait.served - wait.visible for wait in found],
+        "until looked at": [wait.looked - wait.served for wait in found],
+        "until committed": [wait.committed - wait.looked for wait in found],
+    }
+    return ", ".join(
+        f"{name} {quantile(each, 0.5) / 1000:.0f} ({quantile(each, 0.99) / 1000:.0f})" for name, each in spans.items()
+    )
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The value that this share of the values does not exceed."""
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
