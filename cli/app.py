@@ -12,6 +12,7 @@ from cli import api_keys, dead_letters, keys, orders, sync, tokens
 from cli.auth import auth
 from cli.doctor import doctor
 from cli.errors import AwayError
+from cli.reconcile import reconcile
 from cli.setup import setup
 from cli.stats import stats
 from cli.up import ANY_ARGUMENTS, up
@@ -36,6 +37,7 @@ app.command()(setup)
 app.command()(auth)
 app.command()(doctor)
 app.command()(stats)
+app.command()(reconcile)
 app.command()(verify)
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(sync.app, name="sync")

@@ -40,7 +40,7 @@ def start(
     with Api(api_url) as api:
         task = api.post(f"/sync/manual/{part(user_id)}", body)
         if wait:
-            task = _until_ended(api, task)
+            task = until_ended(api, task)
     if as_json:
         show_json(task)
     else:
@@ -73,7 +73,7 @@ def follow(
     """Show the progress of a task until it has ended; with --json each state as one line."""
     with Api(api_url) as api:
         if not as_json:
-            show_fields(_until_ended(api, api.get(f"/sync/tasks/{part(task_id)}")), _TASK)
+            show_fields(until_ended(api, api.get(f"/sync/tasks/{part(task_id)}")), _TASK)
             return
         for state in task_states(api, task_id):
             show_line(state)
@@ -168,7 +168,7 @@ def _request(
     return kinds[0]
 
 
-def _until_ended(api: Api, task: dict[str, Any]) -> dict[str, Any]:
+def until_ended(api: Api, task: dict[str, Any]) -> dict[str, Any]:
     """Follow a task with a bar until it has ended."""
     bars = Progress(
         TextColumn("{task.description}"),

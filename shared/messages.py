@@ -197,8 +197,23 @@ class WindowFinished(_Record):
     error: str | None = None
 
 
+class CoveredRange(BaseModel):
+    """A range of purchase times that a walk has passed: whatever Allegro lists of it is in `order_ids`.
+
+    A stored order of this range that is not named was not listed. That proves nothing (lists lag and skip), but it is
+    worth a look.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    bought_from: AwareDatetime
+    bought_until: AwareDatetime = Field(description="not included")
+    order_ids: tuple[str, ...] = Field(description="what was listed there, and perhaps a few more")
+    observed_at: AwareDatetime = Field(description="an order looked at since then is known better than by this list")
+
+
 class WindowProgressed(_Record):
-    """A page of a walk was read; carries what it cost and, at the first page, how much there is."""
+    """A page of a walk was read; carries what it cost, how much there is, and which range it completed."""
 
     kind: Literal["window-progressed"] = "window-progressed"
     run_id: UUID
@@ -206,6 +221,7 @@ class WindowProgressed(_Record):
     page: int = Field(ge=0)
     requests: int = Field(ge=0)
     orders_expected: int | None = None
+    covered: CoveredRange | None = None
 
 
 class OrderState(_Record):

@@ -231,6 +231,7 @@ orders = Table(
         "successor_order_id",
         postgresql_where=text("successor_order_id IS NOT NULL"),
     ),
+    Index("ix_orders_gone", "user_token_id", "buyer_login", postgresql_where=text("gone_at IS NOT NULL")),
 )
 
 order_state_outbox = Table(
@@ -375,6 +376,25 @@ run_windows = Table(
     Column("progress_at", _TIMESTAMP, nullable=False, server_default=func.now()),
     Column("finished", Boolean, nullable=False, server_default=text("false")),
     Index("ix_run_windows_unfinished", "progress_at", postgresql_where=text("NOT finished")),
+)
+
+reconciliation_findings = Table(
+    "reconciliation_findings",
+    metadata,
+    Column("run_id", UUID(as_uuid=True), ForeignKey("sync_history.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("allegro_order_id", _ID, primary_key=True),
+    Column("user_token_id", BigInteger, ForeignKey("user_tokens.id"), nullable=False),
+    Column("finding", Text, nullable=False, comment="how our copy differed from what Allegro has"),
+    Column(
+        "cause",
+        Text,
+        nullable=False,
+        comment="unannounced: the journal had not told; owed: it had, and the look was still to be made",
+    ),
+    Column("found_at", _TIMESTAMP, nullable=False, server_default=func.now()),
+    CheckConstraint("finding IN ('missing', 'stale', 'merged', 'gone')", name="finding"),
+    CheckConstraint("cause IN ('unannounced', 'owed')", name="cause"),
+    Index("ix_reconciliation_findings_user_token_id", "user_token_id", "allegro_order_id"),
 )
 
 dead_letters = Table(

@@ -19,6 +19,7 @@ from services.api.endpoints import (
     health,
     orders,
     progress,
+    reconciliations,
     runs,
     schedules,
     statistics,
@@ -56,7 +57,19 @@ _EVERYWHERE = (
     DatabaseUnavailableError,
     UnavailableError,
 )
-SUBJECTS = (orders, exports, runs, tasks, progress, schedules, tokens, authorizations, dead_letters, statistics)
+SUBJECTS = (
+    orders,
+    exports,
+    runs,
+    reconciliations,
+    tasks,
+    progress,
+    schedules,
+    tokens,
+    authorizations,
+    dead_letters,
+    statistics,
+)
 """Everything under /api/v1."""
 
 

@@ -160,6 +160,10 @@ class UnknownTaskError(Problem):
     status, slug, title = HTTPStatus.NOT_FOUND, "unknown-task", "There is no such task"
 
 
+class UnknownReconciliationError(Problem):
+    status, slug, title = HTTPStatus.NOT_FOUND, "unknown-reconciliation", "There is no such comparison"
+
+
 class UnknownDeadLetterError(Problem):
     status, slug, title = HTTPStatus.NOT_FOUND, "unknown-dead-letter", "There is no such dead letter"
 

@@ -17,7 +17,7 @@ import asyncpg
 from aiokafka import ConsumerRecord
 
 from services.enricher.publish import Publisher
-from services.enricher.walk import Met, PageRequest, Walk
+from services.enricher.walk import Covered, Met, PageRequest, Walk
 from shared.allegro.bodies import OrderPage
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import (
@@ -29,6 +29,7 @@ from shared.allegro.errors import (
 from shared.errors import TransientError
 from shared.logs import correlated
 from shared.messages import (
+    CoveredRange,
     OrderObserved,
     OrderWindow,
     Outcome,
@@ -152,25 +153,34 @@ class BulkHandler:
         while (request := walk.next_request()) is not None:
             page = await self._page(attempt, request)
             observed_at = page.requested_at - self._list_lag
-            results: list[Record] = [_observed(attempt, met, observed_at) for met in walk.take(page)]
-            results.append(
-                WindowProgressed(
-                    token_id=attempt.token_id,
-                    run_id=attempt.run_id,
-                    attempt=attempt.number,
-                    page=walk.pages,
-                    requests=attempt.requests,
-                    orders_expected=walk.expected,
-                )
+            observed = [_observed(attempt, met, observed_at) for met in walk.take(page)]
+            progressed = WindowProgressed(
+                token_id=attempt.token_id,
+                run_id=attempt.run_id,
+                attempt=attempt.number,
+                page=walk.pages,
+                requests=attempt.requests,
+                orders_expected=walk.expected,
+                covered=None if walk.covered is None else self._covered(walk.covered),
             )
+            # In this order: what moves the stored position must not be stored without the range that it passes.
+            results: list[Record] = [progressed, *observed]
             await self._publisher.results(results, run_id=attempt.run_id)
-            if walk.looks_again:
+            if walk.withheld:
                 await self._wait(attempt, _FIRST_PAUSE_SECONDS * 2**walk.looks_again)
         if walk.outside:
             logger.warning(
                 "Allegro listed orders outside of the window asked for; they are stored all the same",
                 extra={"run_id": str(attempt.run_id), "orders": walk.outside},
             )
+
+    def _covered(self, covered: Covered) -> CoveredRange:
+        return CoveredRange(
+            bought_from=covered.bought_from,
+            bought_until=covered.bought_until,
+            order_ids=covered.order_ids,
+            observed_at=covered.requested_at - self._list_lag,
+        )
 
     async def _page(self, attempt: _Attempt, request: PageRequest) -> OrderPage:
         """One page, however long Allegro is away: a run waits rather than fails, and can be stopped meanwhile."""

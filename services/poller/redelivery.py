@@ -64,6 +64,22 @@ UPDATE task_history t
   FROM ended WHERE t.task_id = ended.task_id
 """
 
+# language=sql
+_END_WALKED = """
+WITH ended AS (
+    UPDATE sync_history r
+       SET status = 'completed', completed_at = now(), error = NULL
+      FROM run_windows w
+     WHERE r.completed_at IS NULL AND r.started_at < now() - interval '1 minute' AND w.run_id = r.run_id AND w.finished
+       AND NOT EXISTS (SELECT FROM pending_fetches p
+                        WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids) AND p.attempts = 0)
+    RETURNING r.task_id
+)
+UPDATE task_history t
+   SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
+  FROM ended WHERE t.task_id = ended.task_id
+"""
+
 
 class Redelivery:
     """Sends out again what the database knows is owed."""
@@ -82,6 +98,7 @@ class Redelivery:
     async def end_settled_runs(self) -> None:
         """End the runs that nothing is owed to any more."""
         await self._pool.execute(_END_SETTLED)
+        await self._pool.execute(_END_WALKED)
 
     async def _windows(self) -> int:
         rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH)

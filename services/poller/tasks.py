@@ -158,7 +158,7 @@ UPDATE sync_history r SET last_event_id = $3, requests = r.requests + $4
 
 _STORED = "SELECT count(*) FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])"
 
-# Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun.
+# Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun or is over.
 # language=sql
 _STOP = """
 WITH asked AS (
@@ -168,7 +168,7 @@ WITH asked AS (
       LEFT JOIN sync_history r ON r.task_id = h.task_id AND r.completed_at IS NULL
       LEFT JOIN run_windows w ON w.run_id = r.run_id
      WHERE h.status IN ('queued', 'running', 'stopping') AND h.stop_requested_at IS NOT NULL
-       AND (h.kind IN ('journal', 'orders') OR r.run_id IS NULL OR w.attempt = 0
+       AND (h.kind IN ('journal', 'orders') OR r.run_id IS NULL OR w.attempt = 0 OR w.finished
             OR greatest(h.stop_requested_at, w.progress_at) < now() - $1::interval)
        FOR UPDATE OF h SKIP LOCKED
 ), runs AS (

@@ -16,6 +16,7 @@ from aiokafka import ConsumerRecord
 from shared.allegro.bodies import OrderFacts, UnreadableBodyError, order_facts
 from shared.delivery import DeadLetter
 from shared.messages import (
+    CoveredRange,
     OrderEvent,
     OrderFetch,
     OrderFetchFailed,
@@ -84,6 +85,7 @@ class Batch:
     """What the looks at an order have cost."""
     walked: defaultdict[tuple[UUID, int], list[Walked]] = field(default_factory=lambda: defaultdict(list))
     progressed: dict[tuple[UUID, int], WindowProgressed] = field(default_factory=dict)
+    covered: defaultdict[tuple[UUID, int], list[CoveredRange]] = field(default_factory=lambda: defaultdict(list))
     finished: dict[tuple[UUID, int], WindowFinished] = field(default_factory=dict)
     unreadable: list[DeadLetter] = field(default_factory=list)
     """Set aside by this service, just now."""
@@ -95,7 +97,7 @@ class Batch:
         keys = {token_id for token_id, _ in self.events}
         for group in (self.looked_at, self.failures):
             keys |= {token_id for token_id, _ in group}
-        return keys
+        return keys | {end.token_id for end in self.finished.values()}
 
     def run_ids(self) -> set[UUID]:
         """Every run whose walk this batch concerns."""
@@ -191,6 +193,8 @@ def _add_failure(batch: Batch, record: OrderFetchFailed) -> None:
 
 def _add_progress(batch: Batch, record: WindowProgressed) -> None:
     key = record.run_id, record.attempt
+    if record.covered is not None:
+        batch.covered[key].append(record.covered)
     known = batch.progressed.get(key)
     if known is None or record.page > known.page:
         expected = record.orders_expected

@@ -19,6 +19,12 @@ class Metrics:
         self.dead_letters = Counter(
             "orders_backup_dead_letters_total", "Records set aside; any rise wants a person's look."
         )
+        self.found_by_listing = Counter(
+            "orders_backup_orders_found_by_listing_total",
+            "Orders missing, stale, merged or gone that only a comparison with Allegro's list brought to light; high"
+            " values mean that the journal loses events.",
+            ["finding"],
+        )
         self.waits = Counter(
             "orders_backup_writer_waits_total", "Batches held back because PostgreSQL or Kafka was away."
         )
@@ -51,3 +57,5 @@ class Metrics:
         self.dead_letters.inc(written.dead_letters)
         for seconds in written.waited_seconds:
             self.freshness_seconds.observe(seconds)
+        for finding, orders in written.found_by_listing.items():
+            self.found_by_listing.labels(finding).inc(orders)

@@ -62,6 +62,7 @@ WITH changed AS (
            observed_by = excluded.observed_by,
            gone_at = NULL,
            gone_reason = NULL,
+           successor_order_id = NULL,
            updated_at = now()
      WHERE excluded.observed_at > o.observed_at
        AND (o.order_data IS DISTINCT FROM excluded.order_data
@@ -109,7 +110,7 @@ DELETE FROM pending_fetches p
 RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
 """
 
-# The copy stays (promise P12); a look made later may find the order again.
+# The copy stays (promise P12); a look made later may find the order again. Returns the orders that went just now.
 MARK_GONE = """
 WITH changed AS (
     UPDATE orders o
@@ -119,9 +120,11 @@ WITH changed AS (
            AS m (token_id, order_id, observed_at, reason)
      WHERE o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id AND o.observed_at < m.observed_at
        AND (o.gone_at IS NULL OR o.gone_reason IS DISTINCT FROM m.reason)
-    RETURNING o.user_token_id, o.allegro_order_id
+    RETURNING o.user_token_id, o.allegro_order_id, o.gone_at = m.observed_at AS went
+), noted AS (
+    INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT user_token_id, allegro_order_id FROM changed
 )
-INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT user_token_id, allegro_order_id FROM changed
+SELECT user_token_id, allegro_order_id FROM changed WHERE went
 """
 
 LOCK_CURSORS = """
@@ -191,6 +194,29 @@ UPDATE sync_history
 """
 
 FINISH_WALK = "UPDATE run_windows SET finished = true WHERE run_id = $1"
+
+NOTE_END_OF_WALK = """
+UPDATE sync_history
+   SET requests = greatest(requests, $2), orders_expected = coalesce($3, orders_expected), progress_at = now()
+ WHERE run_id = $1
+"""
+
+# A listing is complete when the orders that it should have shown have been looked at, or could not be for now: those
+# stay owed, and the next listing does not wait for them.
+FINISH_WALKED_RUNS = """
+WITH ended AS (
+    UPDATE sync_history r
+       SET status = 'completed', completed_at = now(), error = NULL
+      FROM run_windows w
+     WHERE r.user_token_id = ANY($1::bigint[]) AND r.completed_at IS NULL AND w.run_id = r.run_id AND w.finished
+       AND NOT EXISTS (SELECT FROM pending_fetches p
+                        WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids) AND p.attempts = 0)
+    RETURNING r.task_id
+)
+UPDATE task_history t
+   SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
+  FROM ended WHERE t.task_id = ended.task_id
+"""
 
 FINISH_RUN = """
 WITH run AS (

@@ -14,6 +14,7 @@ import asyncpg
 
 from services.writer import statements as sql
 from services.writer.batch import Batch, Observation, OrderKey, advance_cursor, wanted_fetches
+from services.writer.reconciliation import Finding, link_merged, note, want_unlisted
 from services.writer.unstorable import Storable, as_it_came
 from services.writer.walk import WalkState, advance_all, is_complete
 from shared.database import TRANSIENT_DATABASE_ERRORS
@@ -46,6 +47,8 @@ class Written:
     dead_letters: int = 0
     waited_seconds: tuple[float, ...] = field(default=(), compare=False)
     """From the journal's newest event of an order to the look that shows it, for each order that was owed one."""
+    found_by_listing: Mapping[str, int] = field(default_factory=dict)
+    """Orders that nothing else would have led us to: missing, stale, merged, gone."""
 
     def __add__(self, other: "Written") -> "Written":
         return Written(
@@ -55,6 +58,7 @@ class Written:
             self.orders_unchanged + other.orders_unchanged,
             self.dead_letters + other.dead_letters,
             self.waited_seconds + other.waited_seconds,
+            Counter(self.found_by_listing) + Counter(other.found_by_listing),
         )
 
 
@@ -91,20 +95,21 @@ class _Transaction:
         self._batch = batch
         self._storable = storable
         self._runs: defaultdict[UUID, RunCounts] = defaultdict(RunCounts)
-        self._settled_by: dict[OrderKey, UUID | None] = {}
+        self._settled_by: dict[OrderKey, list[UUID]] = {}
         self._waited: tuple[float, ...] = ()
 
     async def run(self) -> Written:
         events = await self._insert_events()
         await self._want_fetches(events)
         changed = await self._upsert_orders()
-        await self._mark_gone()
+        gone = await self._mark_gone()
+        await link_merged(self._connection, gone=gone, buyers_of_new=self._buyers_of_new(changed))
         await self._settle_fetches()
         await self._move_observations(changed)
         await self._note_failures()
         await self._move_cursors(changed)
         walks = await self._move_walks()
-        self._count_changes(changed)
+        found = await note(self._connection, [*self._count_changes(changed), *self._gone_from_lists(gone)])
         await self._count(events)
         await self._finish_walks(walks)
         await self._finish_settled_runs()
@@ -117,6 +122,7 @@ class _Transaction:
             orders_unchanged=len(self._batch.observations) - len(changed),
             dead_letters=dead_letters,
             waited_seconds=self._waited,
+            found_by_listing=found,
         )
 
     def _document(self, raw: bytes) -> Storable:
@@ -198,16 +204,23 @@ class _Transaction:
             [seen.record.observed_by for seen in observations],
         ]
 
-    async def _mark_gone(self) -> None:
+    async def _mark_gone(self) -> list[OrderKey]:
+        """Mark what Allegro no longer has; returns the orders that went just now."""
         missing = list(self._batch.missing.values())
-        if missing:
-            await self._connection.execute(
-                sql.MARK_GONE,
-                [record.token_id for record in missing],
-                [record.order_id for record in missing],
-                [record.observed_at for record in missing],
-                [record.reason for record in missing],
-            )
+        if not missing:
+            return []
+        rows = await self._connection.fetch(
+            sql.MARK_GONE,
+            [record.token_id for record in missing],
+            [record.order_id for record in missing],
+            [record.observed_at for record in missing],
+            [record.reason for record in missing],
+        )
+        return [(row["user_token_id"], row["allegro_order_id"]) for row in rows]
+
+    def _buyers_of_new(self, changed: Mapping[OrderKey, bool]) -> set[tuple[int, str]]:
+        facts = {key: self._batch.observations[key].facts for key, added in changed.items() if added}
+        return {(key[0], fact.buyer_login) for key, fact in facts.items() if fact.buyer_login is not None}
 
     async def _settle_fetches(self) -> None:
         looked_at = self._batch.looked_at
@@ -254,11 +267,9 @@ class _Transaction:
         """A look that was owed to a run is one order processed by it; a change it found is counted for one of them."""
         self._count_requests(rows)
         for row in rows:
-            key = row["user_token_id"], row["allegro_order_id"]
-            self._settled_by[key] = None
+            self._settled_by[row["user_token_id"], row["allegro_order_id"]] = row["run_ids"]
             for run_id in row["run_ids"]:
                 self._runs[run_id].processed += 1
-                self._settled_by[key] = run_id
 
     def _count_requests(self, rows: Sequence[asyncpg.Record]) -> None:
         """What the looks at these owed orders have cost is counted for one of the runs that they are owed to."""
@@ -267,16 +278,28 @@ class _Transaction:
                 spent = self._batch.requests.get((row["user_token_id"], row["allegro_order_id"]), 0)
                 self._runs[row["run_ids"][-1]].requests += spent
 
-    def _count_changes(self, changed: Mapping[OrderKey, bool]) -> None:
+    def _count_changes(self, changed: Mapping[OrderKey, bool]) -> list[Finding]:
+        """Count each change for one run; returns them as findings of that run."""
+        findings = []
         for key, added in changed.items():
             place = self._batch.observations[key].record.place
-            run_id = place.run_id if place is not None else self._settled_by.get(key)
-            if run_id is None:
+            wanted_by = self._settled_by.get(key, [])
+            if place is None and not wanted_by:
                 continue
+            run_id = place.run_id if place is not None else wanted_by[-1]
             if added:
                 self._runs[run_id].added += 1
             else:
                 self._runs[run_id].updated += 1
+            findings.append(Finding(run_id, key, "missing" if added else "stale", owed=_by_others(wanted_by, run_id)))
+        return findings
+
+    def _gone_from_lists(self, gone: Sequence[OrderKey]) -> list[Finding]:
+        return [
+            Finding(run_id, key, "gone", owed=_by_others(self._settled_by[key], run_id))
+            for key in gone
+            for run_id in self._settled_by.get(key, [])
+        ]
 
     async def _move_cursors(self, changed: Mapping[OrderKey, bool]) -> None:
         """Move the tokens' cursors over what is stored, and count their new orders."""
@@ -309,6 +332,8 @@ class _Transaction:
             )
             for row in rows
         ]
+        for walk in before:
+            await want_unlisted(self._connection, walk.run_id, self._batch.covered.get((walk.run_id, walk.attempt), ()))
         after = advance_all(before, self._batch.walked)
         for old, new in zip(before, after, strict=True):
             if new != old:
@@ -356,15 +381,20 @@ class _Transaction:
                 await self._finish_walk(end)
 
     async def _finish_walk(self, end: WindowFinished) -> None:
+        """A walk that went through ends its run when the looks that it wants are made, any other ends it now."""
         await self._connection.execute(sql.FINISH_WALK, end.run_id)
-        await self._connection.execute(
-            sql.FINISH_RUN, end.run_id, end.outcome, end.error, end.requests, end.orders_expected
-        )
+        if end.outcome == "completed":
+            await self._connection.execute(sql.NOTE_END_OF_WALK, end.run_id, end.requests, end.orders_expected)
+        else:
+            await self._connection.execute(
+                sql.FINISH_RUN, end.run_id, end.outcome, end.error, end.requests, end.orders_expected
+            )
 
     async def _finish_settled_runs(self) -> None:
         token_ids = self._batch.token_ids()
         if token_ids:
             await self._connection.execute(sql.FINISH_SETTLED_RUNS, sorted(token_ids))
+            await self._connection.execute(sql.FINISH_WALKED_RUNS, sorted(token_ids))
 
     async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> int:
         """Store the dead letters; returns how many were not stored before."""
@@ -386,3 +416,7 @@ class _Transaction:
             [letter.attempts for letter in letters],
         )
         return len(rows)
+
+
+def _by_others(wanted_by: Sequence[UUID], run_id: UUID) -> bool:
+    return any(other != run_id for other in wanted_by)

@@ -170,6 +170,33 @@ class TestCommands:
         assert (status.code, "pending orders" in status.out) == (0, True)
         assert json.loads(paused.out)["status"] == "paused"
 
+    async def test_a_comparison_is_waited_for_and_reported(
+        self, api: Path, orders_backup: Run, pool: asyncpg.Pool
+    ) -> None:
+        await a_connected_seller(pool)
+        # The services' part, done as soon as the task is there.
+        await pool.execute(
+            f"""
+            CREATE FUNCTION compare() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind, status, completed_at)
+            VALUES (NEW.task_id, NEW.task_id, NEW.user_token_id, NEW.user_id, NEW.kind, 'completed', now());
+            INSERT INTO reconciliation_findings (run_id, allegro_order_id, user_token_id, finding, cause)
+            VALUES (NEW.task_id, '{AN_ORDER}', NEW.user_token_id, 'stale', 'unannounced');
+            UPDATE task_history SET status = 'completed', finished_at = now() WHERE task_id = NEW.task_id;
+            RETURN NULL; END $$;
+            CREATE TRIGGER compare AFTER INSERT ON task_history FOR EACH ROW EXECUTE FUNCTION compare()
+            """
+        )
+
+        shown = orders_backup("reconcile", "shop-1", "--from", "2026-10-01T00:00:00Z")
+        report = json.loads(orders_backup("reconcile", "shop-1", "--json").out)
+        wrong = orders_backup("reconcile", "shop-1", "--to", "2026-10-01T00:00:00Z")
+
+        assert (shown.code, AN_ORDER in shown.out, "unannounced" in shown.out) == (0, True, True)
+        assert (report["kind"], report["findings"]["stale"], len(report["items"])) == ("full", 1, 1)
+        assert (wrong.code, "--to needs --from" in wrong.err) == (2, True)
+        assert await pool.fetchval("SELECT parameters->>'from' FROM task_history WHERE kind = 'manual'") is not None
+
     async def test_a_list_of_orders_keeps_the_digits_of_numbers(
         self, api: Path, orders_backup: Run, pool: asyncpg.Pool
     ) -> None:

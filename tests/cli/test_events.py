@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cli.client import Api
 from cli.errors import AwayError
 from cli.events import Event, events, task_states
-from cli.sync import _until_ended
+from cli.sync import until_ended
 
 STREAM = (
     b'retry: 2000\n\nid: 1\nevent: progress\ndata: {"a": "b: c"}\n\n: nothing new\n\n'
@@ -65,6 +65,6 @@ def test_a_bar_ends_with_the_tasks_last_state() -> None:
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=body))
 
     with Api("http://127.0.0.1", transport=transport) as api:
-        task = _until_ended(api, {"task_id": "t", "kind": "full", "status": "queued"})
+        task = until_ended(api, {"task_id": "t", "kind": "full", "status": "queued"})
 
     assert (task["status"], task["run"]["orders_processed"]) == ("end", 9)
