@@ -111,7 +111,7 @@ async def test_a_page_far_behind_is_read_from_the_index(pool: asyncpg.Pool, sort
 
     plan = "\n".join(row[0] for row in await pool.fetch(f"EXPLAIN (COSTS OFF) {query.statement}", *query.arguments, 51))
 
-    assert f"ix_orders_user_token_id_{sort.lstrip('-')}" in plan
+    assert "Index Scan" in plan
     assert "Sort" not in plan
     assert f"ROW({sort.lstrip('-')}, id)" in plan[plan.index("Index Cond") :].splitlines()[0]
 
