@@ -166,6 +166,8 @@ _LIST = msgspec.json.Decoder(_List)
 _EVENTS = msgspec.json.Decoder(_Events)
 _ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
+_MOST_POSITION_DIGITS = 19
+
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _Body = TypeVar("_Body")
@@ -280,12 +282,12 @@ def journal_event(raw: bytes) -> JournalEvent:
         event, _ = _read(_EVENT, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"event: not a JSON object: {type(error).__name__}") from error
-    identifier = str(event.id)
-    if not (identifier.isascii() and identifier.isdigit()) or int(identifier) >= 2**63:
+    position = _position(event.id)
+    if position is None:
         raise UnreadableBodyError("event.id: not a journal position")
     form = _get(event.order, "checkoutForm")
     return JournalEvent(
-        event_id=int(identifier),
+        event_id=position,
         event_type=_text(event.type) or "UNKNOWN",
         occurred_at=_moment(event.occurredAt),
         order_id=_text(_get(form, "id")),
@@ -310,8 +312,7 @@ def latest_event_id(raw: bytes) -> int | None:
         stats, _ = _read(_ANY, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"event-stats: unreadable: {type(error).__name__}") from error
-    identifier = str(_get(_get(stats, "latestEvent"), "id"))
-    return int(identifier) if identifier.isascii() and identifier.isdigit() and int(identifier) < 2**63 else None
+    return _position(_get(_get(stats, "latestEvent"), "id"))
 
 
 def seller(raw: bytes) -> tuple[str, str]:
@@ -329,6 +330,15 @@ def seller(raw: bytes) -> tuple[str, str]:
 def _cut(raw: bytes, text: bytes, parts: Iterable[msgspec.Raw]) -> Iterable[bytes]:
     """The parts of a page as they came, where `text` is what was read of it."""
     return map(bytes, parts) if text is raw else originals(raw, text, parts)
+
+
+def _position(value: Any) -> int | None:
+    """A journal position fits into 63 bits; Python itself refuses to read numbers of thousands of digits."""
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_POSITION_DIGITS):
+        return None
+    position = int(text)
+    return position if position < 2**63 else None
 
 
 def _get(value: Any, name: str) -> Any:

@@ -1,0 +1,264 @@
+"""Spoiled records of every kind, on the real writer and enricher: each is stored or set aside, no other suffers."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+from aiokafka import ConsumerRecord
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.enricher.live import LiveHandler
+from services.enricher.recent import RecentLooks
+from services.writer.consume import Writer
+from services.writer.store import Store
+from shared.database import open_pool
+from shared.messages import (
+    OrderFetch,
+    OrderFetchFailed,
+    OrderMissing,
+    OrderState,
+    OrderWindow,
+    Record,
+    UnreadableRecordError,
+    WindowFinished,
+    WindowPlace,
+    WindowProgressed,
+    decode,
+)
+from shared.topics import Topics
+from tests.builders import (
+    A_RUN,
+    AN_ORDER,
+    NOON,
+    a_run,
+    a_token,
+    after,
+    an_event,
+    an_observation,
+    an_order_body,
+    consumed,
+)
+from tests.fuzz.mutations import every_surprise, spoiled
+
+_PLACE = WindowPlace(run_id=A_RUN, attempt=1, sequence=0)
+RECORDS: dict[str, Record] = {
+    "order-event": an_event(),
+    "order-fetch": OrderFetch(token_id=1, order_id=AN_ORDER, wanted_after=NOON, bought_at=NOON, run_id=A_RUN),
+    "order-window": OrderWindow(token_id=1, run_id=A_RUN, bought_from=NOON, bought_to=after(60)),
+    "order-observed": an_observation(place=_PLACE),
+    "order-missing": OrderMissing(token_id=1, order_id=AN_ORDER, observed_at=NOON, reason="404"),
+    "order-fetch-failed": OrderFetchFailed(
+        token_id=1, order_id=AN_ORDER, wanted_after=NOON, attempts=1, retry_after_seconds=5, error="502"
+    ),
+    "window-progressed": WindowProgressed(token_id=1, run_id=A_RUN, attempt=1, page=1, requests=1, orders_expected=100),
+    "window-finished": WindowFinished(
+        token_id=1, run_id=A_RUN, attempt=1, orders=1, orders_expected=1, requests=2, outcome="completed"
+    ),
+    "order-state": OrderState(token_id=1, order_id=AN_ORDER, observed_at=NOON, updated_at=NOON, order=an_order_body()),
+}
+_OF_THE_WRITER = [kind for kind in RECORDS if kind != "order-window"]
+_PURE = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+_STORED = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def _document(kind: str) -> Any:
+    return json.loads(RECORDS[kind].encode())
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+@_PURE
+@given(data=st.data())
+def test_a_spoiled_record_is_read_or_refused(kind: str, data: st.DataObject) -> None:
+    with contextlib.suppress(UnreadableRecordError):
+        decode(data.draw(spoiled(_document(kind))))
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_any_value_of_a_record_may_be_a_surprise(kind: str) -> None:
+    for value in every_surprise(_document(kind)):
+        with contextlib.suppress(UnreadableRecordError):
+            decode(value)
+
+
+class Announced:
+    """Stands for the producer of dead letters and notes what is announced."""
+
+    def __init__(self) -> None:
+        self.letters = 0
+
+    async def publish_all(self, _topic: str, records: Iterable[object]) -> None:
+        self.letters += len(list(records))
+
+
+class NoMetrics:
+    """The writer's metrics are not what is tested here."""
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    opened = await open_pool(database_url, service="test", max_size=4)
+    await a_token(opened)
+    await a_run(opened)
+    yield opened
+    await opened.close()
+
+
+def _no_consumer() -> Any:
+    raise AssertionError("nothing is consumed here")
+
+
+def a_writer(pool: asyncpg.Pool, announced: Announced) -> Writer:
+    return Writer(
+        _no_consumer,
+        Store(pool),
+        announced,  # type: ignore[arg-type]
+        Topics(),
+        NoMetrics(),  # type: ignore[arg-type]
+        max_records=500,
+        progressed=lambda: None,
+        stored=lambda: None,
+    )
+
+
+class Numbers:
+    """Offsets: no two records of a test have the same."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+
+async def _store_around(pool: asyncpg.Pool, values: Sequence[bytes], numbers: Numbers) -> None:
+    """Store the values in one batch with a sound order before and after them; neither may be missing afterwards."""
+    announced = Announced()
+    sound = [f"sound-{numbers.next()}" for _ in range(2)]
+    first, last = (consumed(an_observation(order_id=order_id), offset=numbers.next()) for order_id in sound)
+    records = [first, *(consumed(value, offset=numbers.next()) for value in values), last]
+    before = await pool.fetchval("SELECT count(*) FROM dead_letters")
+
+    written = await a_writer(pool, announced).store(records)
+    again = await a_writer(pool, announced).store(records)
+
+    assert await pool.fetchval("SELECT count(*) FROM orders WHERE allegro_order_id = ANY($1)", sound) == 2
+    assert await pool.fetchval("SELECT count(*) FROM dead_letters") == before + written.dead_letters
+    assert again.dead_letters == again.orders_added == again.events == 0
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", _OF_THE_WRITER)
+async def test_the_writer_stores_or_sets_aside_whatever_one_value_is(pool: asyncpg.Pool, kind: str) -> None:
+    values, numbers = list(every_surprise(_document(kind))), Numbers()
+
+    for start in range(0, len(values), 40):
+        await _store_around(pool, values[start : start + 40], numbers)
+
+
+@pytest.mark.integration
+async def test_the_writer_stores_or_sets_aside_spoiled_records(pool: asyncpg.Pool) -> None:
+    numbers = Numbers()
+    loop = asyncio.get_running_loop()
+    drawn: list[list[bytes]] = []
+
+    @_STORED
+    @given(data=st.data())
+    def draw(data: st.DataObject) -> None:
+        kinds = data.draw(st.lists(st.sampled_from(_OF_THE_WRITER), min_size=1, max_size=12))
+        drawn.append([data.draw(spoiled(_document(kind))) for kind in kinds])
+
+    await loop.run_in_executor(None, draw)
+    for values in drawn:
+        await _store_around(pool, values, numbers)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "toxin",
+    [
+        b'"toxic":"a\\u0000b"',
+        b'"toxic":1,"toxic":2',
+        b'"toxic":1e400',
+        b'"toxic":1e200000',
+        b'"toxic":' + b"9" * 200_000,
+        b'"toxic":"\xff\xc3("',
+        b'"toxic":"\\ud800"',
+        b'"toxic":"' + b"x" * 10_000_000 + b'"',
+    ],
+    ids=["nul", "twice", "1e400", "1e200000", "long number", "invalid UTF-8", "half a surrogate pair", "10 MB"],
+)
+async def test_a_toxic_order_is_kept_byte_for_byte_or_json_equal(pool: asyncpg.Pool, toxin: bytes) -> None:
+    body = an_order_body()[:-1] + b"," + toxin + b"}"
+    record = an_observation().encode().replace(bytes(an_order_body()), body)
+
+    await a_writer(pool, Announced()).store([consumed(record)])
+
+    row = await pool.fetchrow("SELECT order_data::text AS data, order_raw AS raw FROM orders")
+    assert row is not None
+    assert row["raw"] == body or _exactly(row["data"]) == _exactly(body)
+
+
+@pytest.mark.integration
+async def test_an_order_that_no_reader_takes_is_a_dead_letter_with_its_bytes(pool: asyncpg.Pool) -> None:
+    body = an_order_body()[:-1] + b',"toxic":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
+    record = an_observation().encode().replace(bytes(an_order_body()), body)
+
+    await a_writer(pool, Announced()).store([consumed(record)])
+
+    assert [row["value"] for row in await pool.fetch("SELECT value FROM dead_letters")] == [record]
+
+
+def _exactly(document: str | bytes) -> Any:
+    return json.loads(document, parse_float=Decimal)
+
+
+class NoOrders:
+    """An Allegro that must not be asked."""
+
+    async def order(self, *_: object, **__: object) -> Any:
+        raise AssertionError("a record that cannot be read asks for nothing")
+
+    list_orders = order
+
+
+class Published:
+    """Notes dead letters and results."""
+
+    def __init__(self) -> None:
+        self.letters: list[ConsumerRecord] = []
+
+    async def dead_letter(self, record: ConsumerRecord, _error: Exception, **_: object) -> None:
+        self.letters.append(record)
+
+    async def results(self, _records: Iterable[object]) -> None:
+        return
+
+
+class Noon:
+    now: Callable[[], object] = staticmethod(lambda: NOON)
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"{", b"\xff", b"null", b"[]", b"[" * 200_000, b'{"kind":"order-window"}']
+)
+async def test_the_enricher_sets_aside_what_it_cannot_read(value: bytes | None) -> None:
+    published = Published()
+    handler = LiveHandler(
+        NoOrders(),  # type: ignore[arg-type]
+        published,  # type: ignore[arg-type]
+        Noon(),  # type: ignore[arg-type]
+        RecentLooks(),
+        list_lag=after(1) - NOON,
+        detail_concurrency=2,
+    )
+
+    await handler.handle([consumed(value, topic="order-events")])
+
+    assert len(published.letters) == 1
