@@ -104,7 +104,7 @@ class Auth:
         # An unpublished limit per user on how many tokens may be made (#8321, #4763).
         limited = faults.strikes("token_endpoint_429", "token", seller_id)
         if limited is not None:
-            return errors.too_many_requests()
+            return errors.too_many_requests(limited.amount)
         first = seller_id is not None and seller_id not in self._refused_once
         # Not always final (#9592, #3050).
         if first and faults.strikes("invalid_grant_once", "token", seller_id):

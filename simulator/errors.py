@@ -1,5 +1,6 @@
 """Error bodies, as they were recorded or quoted in issues; where none is known, the comment says so."""
 
+from math import ceil
 from typing import Final
 
 import msgspec
@@ -40,10 +41,13 @@ def not_a_time_uuid() -> Answer:
     return api_error(422, "VALIDATION_ERROR", "Not valid time UUID", "getOrder.checkoutFormId")
 
 
-def too_many_requests() -> Answer:
-    """The message is known (#11152), the rest of the body is not."""
+def too_many_requests(retry_after: float = 0.0) -> Answer:
+    """The message is known (#11152), the rest of the body is not; 0 seconds: no Retry-After."""
     text = "Przekroczono liczbę dozwolonej ilości zapytań na aplikację. Spróbuj ponownie za chwilę."
-    return api_error(429, "TooManyRequests", text)
+    answer = api_error(429, "TooManyRequests", text)
+    if retry_after:
+        answer.headers.append((b"retry-after", b"%d" % ceil(retry_after)))
+    return answer
 
 
 def no_token() -> Answer:

@@ -37,7 +37,7 @@ _AMOUNTS: Final[Mapping[str, float]] = {
     "captcha_403": 0,
     "refresh_answer_lost": 0,
     "invalid_grant_once": 0,
-    "token_endpoint_429": 0,
+    "token_endpoint_429": 0,  # in Retry-After; 0: no such header
     "unlink": 0,
     "expire_all_tokens": 0,
     "maintenance": 0,

@@ -11,7 +11,7 @@ from simulator.auth import CONSENT_PATH, Auth, Consents
 from simulator.clock import SECOND_US, Clock, SystemClock
 from simulator.control import PREFIX, Control
 from simulator.dice import Dice, Rolls
-from simulator.faults import AUTH_ENDPOINTS, Fault, Faults
+from simulator.faults import AUTH_ENDPOINTS, Faults
 from simulator.live import Live
 from simulator.oauth import OAuth
 from simulator.settings import Settings
@@ -124,7 +124,7 @@ class Simulator:
             return errors.captcha(faults.struck["captcha_403"])
         limited = faults.strikes("http_429", endpoint)
         if limited is not None:
-            return _too_many(limited)
+            return errors.too_many_requests(limited.amount)
         broken = faults.strikes("http_5xx", endpoint)
         if broken is not None:
             number = faults.struck["http_5xx"]
@@ -153,13 +153,6 @@ class Simulator:
             return 0.0
         jitter = settings.latency_jitter_ms * self._latency.fraction() if settings.latency_jitter_ms else 0.0
         return (settings.latency_ms + jitter) / 1000
-
-
-def _too_many(fault: Fault) -> Answer:
-    answer = errors.too_many_requests()
-    if fault.amount:
-        answer.headers.append((b"retry-after", b"%d" % -(-fault.amount // 1)))
-    return answer
 
 
 def _report(error: BaseException | None) -> None:

@@ -125,9 +125,11 @@ def test_the_answer_to_a_refresh_is_lost_though_it_happened(start: Start) -> Non
 
 
 def test_too_many_tokens(start: Start) -> None:
-    simulator, seller = faulty(start, {"token_endpoint_429": True})
+    simulator, seller = faulty(start, {"token_endpoint_429": {"rate": 1.0, "amount": 2}})
 
-    assert simulator.token(grant_type="refresh_token", refresh_token=seller.refresh_token).status_code == 429
+    refused = simulator.token(grant_type="refresh_token", refresh_token=seller.refresh_token)
+
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "2")
 
 
 def test_unlinking_yields_useless_tokens(start: Start) -> None:
