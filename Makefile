@@ -10,7 +10,7 @@ ARGS ?=
 BENCHES := $(shell sed -n 's/^bench-\([a-z-]*\):.*/\1/p' Makefile)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench $(addprefix bench-,$(BENCHES)) test test-integration lint format lock lock-peers audit clean
+.PHONY: help install demo chaos up bench $(addprefix bench-,$(BENCHES)) test test-integration lint format lock lock-peers audit clean
 
 help: ## show this list
 	@echo "Allegro Orders Backup. Nothing but $(PYTHON) (3.11 or newer) is needed; the rest is installed into .venv."
@@ -34,6 +34,9 @@ $(STAMP): requirements/uv.lock requirements/dev.lock pyproject.toml
 
 demo: $(STAMP) ## run everything against a simulated Allegro and compare the result
 	@$(BIN)/python -m devstack demo $(if $(filter-out 0,$(CHAOS)),--chaos $(if $(filter all,$(CHAOS)),all,services)) $(ARGS)
+
+chaos: $(STAMP) ## break everything that can break for MINUTES=3, by SEED=7, then compare (ARGS=--help)
+	@$(BIN)/python -m devstack chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 up: $(STAMP) ## run everything and stay; data in .data/ (or DATA_DIR), settings from .env
 	@$(BIN)/python -m devstack up $(ARGS)

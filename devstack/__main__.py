@@ -1,4 +1,4 @@
-"""`python -m devstack demo|up`: see `make help`."""
+"""`python -m devstack demo|up|chaos`: see `make help`."""
 
 import signal
 import sys
@@ -9,7 +9,7 @@ from devstack.errors import DevstackError
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the two commands; an expected failure is one message and exit code 1."""
+    """Run one of the commands; an expected failure is one message and exit code 1."""
     console = Console()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
@@ -22,12 +22,17 @@ def main(arguments: list[str]) -> int:
             from devstack import up
 
             return up.run(up.plan_from(rest), console)
+        if command == "chaos":
+            from devstack.chaos import run as chaos
+
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            return chaos.run(chaos.options_from(rest), console)
     except DevstackError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
         return 130
-    console.print("usage: python -m devstack demo|up [--help]")
+    console.print("usage: python -m devstack demo|up|chaos [--help]")
     return 2
 
 

@@ -225,6 +225,12 @@ class ApacheKafka:
         self.stop()
         self.start()
 
+    def wipe(self) -> None:
+        """kill -9, remove the data, and start on the same port: another cluster, as for a volume that was lost."""
+        self.kill()
+        shutil.rmtree(self._folder / "data")
+        self.start()
+
     def __enter__(self) -> "ApacheKafka":
         self.start()
         return self

@@ -10,7 +10,7 @@ from devstack.tansu import Tansu
 
 
 class Broker(Protocol):
-    """What a run needs of a broker; `restart` keeps the address."""
+    """What a run needs of a broker; `restart` and `wipe` keep the address."""
 
     @property
     def name(self) -> str: ...
@@ -32,6 +32,9 @@ class Broker(Protocol):
     def stop(self) -> None: ...
     def kill(self) -> None: ...
     def restart(self) -> None: ...
+    def wipe(self) -> None:
+        """Restart without anything it held."""
+        ...
 
 
 class Database(Protocol):
@@ -72,6 +75,9 @@ class GivenBroker:
 
     def restart(self) -> None:
         raise DevstackError("A broker given by KAFKA_BOOTSTRAP_SERVERS is not ours to restart.")
+
+    def wipe(self) -> None:
+        raise DevstackError("A broker given by KAFKA_BOOTSTRAP_SERVERS is not ours to empty.")
 
 
 class GivenDatabase:

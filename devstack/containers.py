@@ -98,6 +98,11 @@ class DockerKafka:
         self._running.get_wrapped_container().restart()
         self._wait()
 
+    def wipe(self) -> None:
+        """Another container on the same port."""
+        self.stop()
+        self.start()
+
     def _wait(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not kafka_client.has_metadata(self.bootstrap_servers):

@@ -80,7 +80,7 @@ class SecretsTrial:
         self._keys = keys
         self._say = say
         self._answers = 0
-        self._scanner = Scanner(_known_secrets(stack, keys))
+        self._scanner = Scanner(known_secrets(stack, keys))
         self.findings = Findings()
 
     async def saw(self, answer: httpx.Response) -> None:
@@ -212,7 +212,7 @@ class SecretsTrial:
         self.findings.problems.append(problem)
 
 
-def _known_secrets(stack: Stack, keys: Keys) -> Mapping[str, str]:
+def known_secrets(stack: Stack, keys: Keys) -> Mapping[str, str]:
     """What must not be found anywhere; every token and device code of the simulated Allegro bears its mark."""
     environment = stack.environment()
     known = {

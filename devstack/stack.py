@@ -37,6 +37,13 @@ def without_ours(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith(OURS)}
 
 
+def replica_names(replicas: int) -> list[str]:
+    """The first replica of a service has the service's own name, the others a number after it."""
+    return [
+        service if number == 1 else f"{service}-{number}" for number in range(1, replicas + 1) for service in SERVICES
+    ]
+
+
 class Stack:
     """Starts everything in order and stops it in reverse; leaving the `with` block stops what runs."""
 
@@ -99,23 +106,26 @@ class Stack:
             lambda: processes.run(command, env=environment, folder=self._working_folder, seconds=_SETUP_SECONDS),
         )
 
-    def start_services(self) -> None:
-        """Start all four at once; they may come up in any order, so nothing is waited for."""
-        environment = self.environment()
-        self.services = {
-            name: Child(
-                name,
-                [sys.executable, "-m", f"services.{name}"],
-                log=self.logs / f"{name}.out",
-                env=environment,
-                folder=self._working_folder,
-                grace_seconds=_GRACE_SECONDS,
-            )
-            for name in SERVICES
-        }
+    def start_services(self, *, replicas: int = 1) -> None:
+        """Start all at once; they may come up in any order, so nothing is waited for."""
+        self.services = {name: self.process(name) for name in replica_names(replicas)}
         self.services_started_at = time.time()
         for child in self.services.values():
             child.start()
+
+    def process(self, name: str, *, launcher: Sequence[str] = ()) -> Child:
+        """A service's replica, not started; `launcher` is a module, and its arguments, that runs the service's own."""
+        service = name.partition("-")[0]
+        environment = self.environment()
+        environment[f"{service.upper()}_HTTP_PORT"] = str(self._ports.of(name))
+        return Child(
+            name,
+            [sys.executable, "-m", *launcher, f"services.{service}"],
+            log=self.logs / f"{name}.out",
+            env=environment,
+            folder=self._working_folder,
+            grace_seconds=_GRACE_SECONDS,
+        )
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:

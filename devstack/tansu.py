@@ -103,6 +103,11 @@ class Tansu:
         self.stop()
         self.start()
 
+    def wipe(self) -> None:
+        """kill -9 and start on the same port: with all its data gone."""
+        self.kill()
+        self.start()
+
     def __enter__(self) -> "Tansu":
         self.start()
         return self

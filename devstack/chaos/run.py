@@ -1,0 +1,450 @@
+"""One run: connect the sellers, let them sell while faults strike, call the faults off, wait, compare everything."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+from aiokafka.errors import KafkaError
+from rich.console import Console
+from rich.table import Table
+
+from devstack import processes
+from devstack.allegro import Control
+from devstack.canary import Scanner, look_through_files, look_through_tables, look_through_topics
+from devstack.chaos import states, verdict
+from devstack.chaos.injector import Injected, Injector
+from devstack.chaos.plan import REPLICAS, make_plan
+from devstack.chaos.watch import Watch, violations, watch_rows
+from devstack.errors import DevstackError
+from devstack.ledger import Comparison, compare
+from devstack.secrecy import Keys, known_secrets
+from devstack.stack import Stack, without_ours
+from shared.topics import Topics
+
+_POLL_SECONDS = 1.0
+_CONSENT_SECONDS = 120.0
+_TASK_SECONDS = 15.0
+_SHOWN = 20
+_LIST_LAG_SECONDS = 5.0
+# Bodies that PostgreSQL or ordinary readers stumble over, and that are nevertheless orders. They stay: they are data.
+_TOXIC = {"toxic": {"rate": 0.02, "kinds": ["nul", "duplicate_keys", "huge_number", "big"], "amount": 200_000}}
+_LYING_JOURNAL = {
+    "journal_missing": 0.02,
+    "journal_duplicate": 0.05,
+    "journal_late": {"rate": 0.05, "amount": 5},
+    "journal_shuffle": {"rate": 0.1, "amount": 3},
+    "event_stats_null": 0.1,
+    "list_lag_seconds": _LIST_LAG_SECONDS,
+    "list_repeat": 0.1,
+    "list_skip": 0.05,
+    "total_count_lies": 0.1,
+    "merges": 0.05,
+}
+_BAD_NETWORK = {
+    "http_429": {"rate": 0.002, "amount": 2},
+    "http_5xx": 0.03,
+    "timeout": {"rate": 0.005, "amount": 3},
+    "slow_body": {"rate": 0.01, "amount": 2},
+    "cut_connection": 0.02,
+    "malformed_json": 0.02,
+    "captcha_403": 0.05,
+    "refresh_answer_lost": 0.1,
+    # Nobody calls during a block. If it outlasted the 60 s for which a spent refresh token still works, a pair whose
+    # answer was lost just before it could not be asked for again, and only the seller could mend that.
+    "token_endpoint_429": {"rate": 0.05, "amount": 2},
+    "invalid_grant_once": {"times": 2},
+}
+_FAULTS = {**_LYING_JOURNAL, **_BAD_NETWORK, **_TOXIC}
+_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, httpx.HTTPError)
+
+# language=sql
+_STATE = """
+SELECT (SELECT count(*) FROM orders WHERE gone_at IS NULL) AS orders, (SELECT count(*) FROM order_events) AS events,
+       (SELECT count(*) FROM pending_fetches) AS pending,
+       (SELECT count(*) FROM sync_history WHERE completed_at IS NULL) AS runs,
+       (SELECT count(*) FROM task_history WHERE status IN ('queued', 'running', 'stopping')) AS tasks,
+       (SELECT count(*) FROM order_state_outbox) AS outbox,
+       (SELECT count(*) FROM user_tokens WHERE status <> 'active') AS tokens
+"""
+
+_LAST_RUN = "SELECT * FROM sync_history WHERE task_id = $1"
+
+_CHANGES_SINCE = """
+SELECT count(*) FILTER (WHERE op = 'added') AS added, count(*) FILTER (WHERE op = 'updated') AS updated
+  FROM chaos.changes WHERE user_token_id = $1 AND id > $2
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long, and how much."""
+
+    minutes: float = 3.0
+    seed: int = 7
+    sellers: int = 4
+    orders: int = 1000
+    live_rate: float = 4.0
+    drain_seconds: float = 600.0
+    keep: bool = False
+
+
+@dataclass
+class Report:
+    """What a run has shown: `checks` has the complaints of each check, and all have to be empty."""
+
+    checks: dict[str, list[str]] = field(default_factory=dict)
+    done: list[Injected] = field(default_factory=list)
+    memory: Mapping[str, float] = field(default_factory=dict)
+    struck: Mapping[str, int] = field(default_factory=dict)
+    comparison: Comparison = field(default_factory=Comparison)
+    drain_seconds: float = 0.0
+    megabytes: float = 0.0
+    states: int = 0
+
+    @property
+    def good(self) -> bool:
+        return not any(self.checks.values())
+
+    def as_json(self, options: Options) -> str:
+        """The last line of the run: the counts."""
+        return json.dumps(
+            {
+                "chaos": "passed" if self.good else "failed",
+                "seed": options.seed,
+                "minutes": options.minutes,
+                "faults": len(self.done),
+                "allegro_faults": sum(self.struck.values()),
+                "orders": self.comparison.orders,
+                "events": self.comparison.events,
+                "states": self.states,
+                "differences": self.comparison.differences,
+                "problems": {name: len(complaints) for name, complaints in self.checks.items()},
+                "recovery_seconds_max": round(max((one.recovery_seconds for one in self.done), default=0.0), 1),
+                "drain_seconds": round(self.drain_seconds, 1),
+                "memory_mb": {name: round(used) for name, used in self.memory.items()},
+            }
+        )
+
+
+class Chaos:
+    """One run against a stack whose services have just been started."""
+
+    def __init__(
+        self,
+        options: Options,
+        stack: Stack,
+        control: Control,
+        scanner: Scanner,
+        report: Report,
+        say: Callable[[str], None],
+    ) -> None:
+        self._options = options
+        self._stack = stack
+        self._control = control
+        self._scanner = scanner
+        self._report = report
+        self._say = say
+        self._sellers: dict[int, str] = {}
+        self._users: dict[int, str] = {}
+        self._topics = Topics(stack.environment()["KAFKA_TOPIC_PREFIX"])
+
+    async def run(self) -> None:
+        """Everything; what is wrong ends up in the report."""
+        async with self._stack.connection() as database:
+            await watch_rows(database)
+        async with self._api("api") as api:
+            for number in range(1, self._options.sellers + 1):
+                await self._connect(api, f"shop-{number}")
+        seconds = self._options.minutes * 60
+        await self._control.set_faults(_FAULTS)
+        await self._control.start_live(round(seconds * self._options.live_rate), self._options.live_rate)
+        injector = Injector(self._stack, self._control, list(self._sellers), _FAULTS, self._say)
+        watch = Watch(self._stack, injector.down.__contains__)
+        watching = asyncio.create_task(watch.run())
+        asking = asyncio.create_task(self._ask_for_listings())
+        began = time.time()
+        try:
+            await injector.run(make_plan(self._options.seed, seconds))
+            asking.cancel()
+            await self._control.set_faults(_TOXIC)
+            self._say("faults are off; waiting until nothing is owed any more")
+            await self._settle(injector)
+            await self._list_once_more()
+            self._report.struck = (await self._control.stats())["faults_struck"]
+            await self._judge(injector, began)
+        finally:
+            watching.cancel()
+            asking.cancel()
+            await asyncio.gather(watching, asking, return_exceptions=True)
+            self._report.done, self._report.memory = injector.done, watch.memory
+        self._report.checks["services that ended"] = watch.deaths
+        self._report.checks["memory"] = verdict.too_much_memory(watch.memory)
+
+    def _api(self, name: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=f"{self._stack.url(name)}/api/v1", timeout=60)
+
+    async def _connect(self, api: httpx.AsyncClient, user: str) -> None:
+        """The device flow, before anything goes wrong: what may go wrong in it has tests of its own."""
+        authorization = (await api.post("/tokens/auth/initialize", json={"user_id": user})).raise_for_status().json()
+        seller = await self._control.consent(authorization["user_code"])
+        async with asyncio.timeout(_CONSENT_SECONDS):
+            while True:
+                task = (await api.get(f"/tokens/auth/task/{authorization['task_id']}")).raise_for_status().json()
+                if task["status"] != "PENDING":
+                    break
+                await asyncio.sleep(_POLL_SECONDS)
+        if task["status"] != "SUCCESS":
+            raise DevstackError(f"{user} could not be connected: {task}")
+        self._sellers[task["token_id"]] = seller
+        self._users[task["token_id"]] = user
+
+    async def _ask_for_listings(self) -> None:
+        """While faults strike, listings are always under way; whether the API answers is of no matter here."""
+        kinds = ({"kind": "full"}, {"from": "2026-01-01T00:00:00Z"})
+        users = list(self._users.values())
+        for number, body in enumerate(cycle(kinds)):
+            async with self._api("api" if number % 2 else "api-2") as api:
+                try:
+                    await api.post(f"/sync/manual/{users[number // 2 % len(users)]}", json=body)
+                except httpx.HTTPError as error:
+                    self._say(f"  the API did not take a task: {type(error).__name__}")
+            await asyncio.sleep(_TASK_SECONDS)
+
+    async def _settle(self, injector: Injector) -> None:
+        """Wait until nothing is owed any more; what still is when the time is up is found by the checks."""
+        began = time.monotonic()
+        await injector.until_ready()
+        shown = 0.0
+        while time.monotonic() - began < self._options.drain_seconds:
+            live = await self._control.live()
+            wanted = (await self._control.summary())["events"]
+            try:
+                async with self._stack.connection() as database:
+                    state = await database.fetchrow(_STATE)
+            except _AWAY:
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
+            if time.monotonic() - shown > 10:
+                shown = time.monotonic()
+                self._say(f"  {dict(state)} of {wanted} events")
+            owed = state["pending"] + state["runs"] + state["tasks"] + state["outbox"] + state["tokens"]
+            if not live["active"] and state["events"] >= wanted and not owed:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        self._report.drain_seconds = time.monotonic() - began
+
+    async def _list_once_more(self) -> None:
+        """One reconciliation of every seller, alone: it finds what the journal never told, and its counts are exact."""
+        summary = {one["seller_id"]: one for one in (await self._control.summary())["by_seller"]}
+        complaints: list[str] = []
+        async with self._api("api") as api, self._stack.connection() as database:
+            for token, user in self._users.items():
+                before = await database.fetchval("SELECT coalesce(max(id), 0) FROM chaos.changes")
+                task = (await api.post(f"/sync/manual/{user}", json={"kind": "full"})).raise_for_status().json()
+                run = await self._end_of(database, task["task_id"])
+                if run is None:
+                    complaints.append(f"the last listing of {user} did not end")
+                    continue
+                changes = await database.fetchrow(_CHANGES_SINCE, token, before)
+                complaints += verdict.wrong_listing(
+                    run,
+                    listed=summary[self._sellers[token]]["orders"],
+                    added=changes["added"],
+                    updated=changes["updated"],
+                )
+        self._report.checks["last listing"] = complaints
+
+    async def _end_of(self, database: asyncpg.Connection, task_id: str) -> Mapping[str, Any] | None:
+        try:
+            async with asyncio.timeout(self._options.drain_seconds):
+                while True:
+                    run = await database.fetchrow(_LAST_RUN, task_id)
+                    if run is not None and run["completed_at"] is not None:
+                        return dict(run)
+                    await asyncio.sleep(_POLL_SECONDS / 4)
+        except TimeoutError:
+            return None
+
+    async def _judge(self, injector: Injector, began: float) -> None:
+        checks = self._report.checks
+        async with self._stack.connection() as database:
+            checks["states"] = await self._states(database)
+            self._report.comparison = await compare(self._control, list(self._sellers.values()), database)
+            checks["ledger"] = [str(difference) for difference in self._report.comparison.shown]
+            checks["rows that went back"] = await violations(database)
+            checks["stuck"] = await verdict.stuck(database)
+            checks |= await verdict.wrong_rows(database)
+            for injected in injector.done:
+                await verdict.note_recovery(database, injected, began)
+            checks["recovery"] = verdict.too_slow(injector.done)
+            checks["tokens that do not work"] = await self._useless_tokens()
+            await self._look_for_secrets(database)
+
+    async def _states(self, database: asyncpg.Connection) -> list[str]:
+        """What is published follows what is stored: wait for it, a while."""
+        broker = self._stack.broker.bootstrap_servers
+        deadline = time.monotonic() + self._options.drain_seconds / 4
+        while True:
+            try:
+                found = await states.differing_states(database, broker, self._topics.order_state)
+            except KafkaError as error:
+                found = [f"the topic of states cannot be read: {error!r}"]
+            if not found or time.monotonic() > deadline:
+                self._report.states = await database.fetchval("SELECT count(*) FROM orders")
+                return found
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _useless_tokens(self) -> list[str]:
+        async with self._api("api") as api:
+            answers = {token: await api.post(f"/tokens/{token}/validate") for token in self._sellers}
+        return [
+            f"token {token}: {answer.status_code} {answer.text}"
+            for token, answer in answers.items()
+            if not (answer.is_success and answer.json()["valid"])
+        ]
+
+    async def _look_for_secrets(self, database: asyncpg.Connection) -> None:
+        async with httpx.AsyncClient(timeout=30) as http:
+            for name in self._stack.services:
+                answer = (await http.get(f"{self._stack.url(name)}/metrics")).raise_for_status()
+                self._scanner.look(f"metrics of {name}", answer.text)
+        await look_through_tables(self._scanner, database)
+        await look_through_topics(self._scanner, self._stack.broker.bootstrap_servers, self._topics.prefix)
+
+
+def fault_table(report: Report) -> Table:
+    """Every fault with its time and how long it took until what happened meanwhile was stored."""
+    table = Table(title="faults", title_justify="left")
+    table.add_column("at")
+    table.add_column("fault")
+    table.add_column("lasted", justify="right")
+    table.add_column("recovered after", justify="right")
+    for one in report.done:
+        table.add_row(
+            time.strftime("%H:%M:%S", time.gmtime(one.began)),
+            str(one.injection),
+            f"{one.ended - one.began:.1f} s",
+            f"{one.recovery_seconds:.1f} s",
+        )
+    return table
+
+
+def check_table(report: Report) -> Table:
+    """Every check with the number of its complaints."""
+    table = Table(title="checks", title_justify="left")
+    table.add_column("check")
+    table.add_column("problems", justify="right")
+    for name, complaints in report.checks.items():
+        style = "red" if complaints else "green"
+        table.add_row(name, f"[{style}]{len(complaints)}[/{style}]")
+    return table
+
+
+def run(options: Options, console: Console) -> int:
+    """The whole run; 0 only if every check holds."""
+    report = Report()
+    # What the harness's own clients meet while the broker is away is no news.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    folder = Path(tempfile.mkdtemp(prefix="orders-backup-chaos-"))
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        _run_in(folder, options, report, say)
+    finally:
+        if options.keep:
+            say(f"data and logs are kept in {folder}")
+        else:
+            shutil.rmtree(folder)
+    console.print(fault_table(report))
+    say("Allegro's own: " + ", ".join(f"{name} {number}" for name, number in sorted(report.struck.items())))
+    console.print(check_table(report))
+    for name, complaints in report.checks.items():
+        for complaint in complaints[:_SHOWN]:
+            say(f"{name}: {complaint}")
+    say(report.as_json(options))
+    return 0 if report.good else 1
+
+
+def _run_in(folder: Path, options: Options, report: Report, say: Callable[[str], None]) -> None:
+    keys = Keys.make(folder)
+    stack = Stack(
+        folder,
+        os.environ,
+        {**without_ours(os.environ), **_settings(), "ENCRYPTION_KEYS_FILE": str(keys.new_first)},
+        simulator_options=[
+            *("--sellers", str(options.sellers)),
+            *("--orders", str(options.orders)),
+            *("--seed", str(options.seed)),
+            *("--device-interval", "1"),
+            # Refreshed every half minute: a refresh is under way whenever a fault strikes.
+            *("--token-lifetime", "60"),
+        ],
+        durable=True,
+        working_folder=folder,
+        say=say,
+    )
+    with stack:
+        stack.start_servers()
+        stack.set_up()
+        stack.start_services(replicas=REPLICAS)
+        scanner = Scanner(known_secrets(stack, keys))
+        for name in stack.services:
+            stack.wait_until_ready(name)
+        try:
+            asyncio.run(_work(options, stack, scanner, report, say))
+        except BaseException:
+            for name, child in stack.services.items():
+                say(f"last lines of {name}:\n{processes.tail(child.log, 15)}")
+            raise
+    look_through_files(scanner, folder, ("*.log*", "*.out"))
+    report.megabytes = scanner.bytes_looked_at / 1e6
+    report.checks["secrets"] = [str(leak) for leak in scanner.leaks]
+
+
+async def _work(options: Options, stack: Stack, scanner: Scanner, report: Report, say: Callable[[str], None]) -> None:
+    assert stack.simulator is not None  # noqa: S101 - chaos always has one
+    async with Control(stack.simulator.url) as control:
+        await Chaos(options, stack, control, scanner, report, say).run()
+
+
+def _settings() -> Mapping[str, str]:
+    """Waits made for machines that are replaced, shortened to those of a run of minutes."""
+    return {
+        "SYNC_INTERVAL_SECONDS": "2",
+        "SYNC_LIST_LAG_SECONDS": str(2 * _LIST_LAG_SECONDS),
+        "POLLER_LEASE_SECONDS": "10",
+        "POLLER_REDELIVERY_SECONDS": "15",
+        "POLLER_WINDOW_REDELIVERY_SECONDS": "30",
+        "ALLEGRO_TIMEOUT_SECONDS": "5",
+        "KAFKA_TOPIC_PREFIX": "chaos-",
+    }
+
+
+def options_from(arguments: Sequence[str]) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m devstack chaos", description=(__doc__ or "").split("\n")[0])
+    defaults = Options()
+    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="how long faults strike")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the orders and of the faults")
+    parser.add_argument("--sellers", type=int, default=defaults.sellers)
+    parser.add_argument("--orders", type=int, default=defaults.orders, help="historical orders of each seller")
+    parser.add_argument("--live-rate", type=float, default=defaults.live_rate, help="new orders a second")
+    parser.add_argument(
+        "--drain-seconds", type=float, default=defaults.drain_seconds, help="how long to wait afterwards"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep data and logs, and say where")
+    return Options(**vars(parser.parse_args(arguments)))

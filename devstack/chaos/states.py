@@ -1,0 +1,54 @@
+"""Does the compacted topic of states say of every order what our table says?"""
+
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from devstack.ledger import first_difference, parse
+
+_BATCH_MS = 1000
+_QUIET_ROUNDS = 3
+
+# language=sql
+_ORDERS = """
+SELECT allegro_order_id, order_data::text AS data, order_raw AS raw, gone_at IS NOT NULL AS gone FROM orders
+"""
+
+
+async def latest_states(bootstrap_servers: str, topic: str) -> dict[str, dict[str, Any]]:
+    """The last record of every key."""
+    states: dict[str, dict[str, Any]] = {}
+    async with AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
+        await consumer.topics()
+        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        # The embedded broker reports end offsets wrongly: read until it is quiet.
+        quiet = 0
+        while quiet < _QUIET_ROUNDS:
+            batches = await consumer.getmany(timeout_ms=_BATCH_MS)
+            quiet = 0 if batches else quiet + 1
+            for records in batches.values():
+                for record in records:
+                    states[(record.key or b"").decode()] = parse(record.value or b"null")
+    return states
+
+
+async def differing_states(connection: asyncpg.Connection, bootstrap_servers: str, topic: str) -> list[str]:
+    """In words, where the topic and the table part."""
+    states = await latest_states(bootstrap_servers, topic)
+    found: list[str] = []
+    for row in await connection.fetch(_ORDERS):
+        order_id = row["allegro_order_id"]
+        state = states.pop(order_id, None)
+        if state is None:
+            found.append(f"order {order_id} has no state on the topic")
+            continue
+        if (state["gone_at"] is not None) != row["gone"]:
+            found.append(f"the state of order {order_id} does not know whether it is gone")
+        stored = parse(row["raw"] if row["raw"] is not None else row["data"])
+        difference = first_difference(stored, state["order"])
+        if difference is not None:
+            found.append(f"the state of order {order_id}: {difference}")
+    return [*found, *(f"a state of order {order_id}, which is not stored" for order_id in states)]

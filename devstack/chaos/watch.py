@@ -1,0 +1,136 @@
+"""What is noted while faults strike: rows that went backwards, memory, and services that ended by themselves.
+
+Rows are watched by triggers in the database, since a state between two looks would be missed: an order that goes back
+and comes forward again is found as well.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import asyncpg
+import psutil
+
+from devstack.stack import Stack
+
+_LOOK_SECONDS = 1.0
+_MEGABYTE = 1024 * 1024
+
+# Each trigger says what must never happen to a row (promises P1, P2, P3, P12); `changes` counts what happened.
+# language=sql
+_WATCH = """
+CREATE SCHEMA chaos;
+CREATE TABLE chaos.violations (at timestamptz DEFAULT clock_timestamp(), what text);
+CREATE TABLE chaos.changes (id bigint GENERATED ALWAYS AS IDENTITY, user_token_id bigint, op text);
+
+CREATE FUNCTION chaos.watch_orders() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO chaos.violations (what) VALUES ('order ' || OLD.allegro_order_id || ' was deleted');
+        RETURN OLD;
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO chaos.changes (user_token_id, op) VALUES (NEW.user_token_id, 'added');
+        RETURN NEW;
+    END IF;
+    IF NEW.observed_at < OLD.observed_at THEN
+        INSERT INTO chaos.violations (what) VALUES (format('order %s went back from %s to %s',
+            OLD.allegro_order_id, OLD.observed_at, NEW.observed_at));
+    END IF;
+    IF (NEW.order_data, NEW.order_raw, NEW.gone_at) IS DISTINCT FROM (OLD.order_data, OLD.order_raw, OLD.gone_at) THEN
+        IF NEW.gone_at IS NULL THEN
+            INSERT INTO chaos.changes (user_token_id, op) VALUES (NEW.user_token_id, 'updated');
+        END IF;
+    ELSIF NEW.updated_at <> OLD.updated_at THEN
+        INSERT INTO chaos.violations (what)
+        VALUES ('order ' || OLD.allegro_order_id || ' was written without a change');
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER chaos AFTER INSERT OR UPDATE OR DELETE ON orders FOR EACH ROW EXECUTE FUNCTION chaos.watch_orders();
+
+CREATE FUNCTION chaos.watch_events() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos.violations (what) VALUES (format('event %s: %s', OLD.event_id, TG_OP));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos AFTER UPDATE OR DELETE ON order_events FOR EACH ROW EXECUTE FUNCTION chaos.watch_events();
+
+CREATE FUNCTION chaos.watch_cursors() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.stored_event_id < OLD.stored_event_id THEN
+        INSERT INTO chaos.violations (what) VALUES (format('the cursor of token %s went back from %s to %s',
+            OLD.user_token_id, OLD.stored_event_id, NEW.stored_event_id));
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos AFTER UPDATE ON journal_cursors FOR EACH ROW EXECUTE FUNCTION chaos.watch_cursors();
+
+CREATE FUNCTION chaos.watch_runs() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (NEW.orders_processed, NEW.orders_added, NEW.orders_updated, NEW.events_stored) IS DISTINCT FROM
+           (greatest(NEW.orders_processed, OLD.orders_processed), greatest(NEW.orders_added, OLD.orders_added),
+            greatest(NEW.orders_updated, OLD.orders_updated), greatest(NEW.events_stored, OLD.events_stored)) THEN
+        INSERT INTO chaos.violations (what) VALUES (format('a counter of run %s went back', OLD.run_id));
+    END IF;
+    IF OLD.completed_at IS NOT NULL AND OLD.kind NOT IN ('journal', 'orders')
+           AND (NEW.orders_processed, NEW.orders_added, NEW.orders_updated, NEW.status)
+               IS DISTINCT FROM (OLD.orders_processed, OLD.orders_added, OLD.orders_updated, OLD.status) THEN
+        INSERT INTO chaos.violations (what) VALUES (format('run %s (%s) changed after its end', OLD.run_id, OLD.kind));
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos AFTER UPDATE ON sync_history FOR EACH ROW EXECUTE FUNCTION chaos.watch_runs();
+
+CREATE FUNCTION chaos.watch_tokens() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.status NOT IN ('active', 'refresh_failed') THEN
+        INSERT INTO chaos.violations (what)
+        VALUES (format('token %s became %s: %s', NEW.id, NEW.status, NEW.status_reason));
+    END IF;
+    IF NEW.generation < OLD.generation THEN
+        INSERT INTO chaos.violations (what) VALUES (format('token %s went back to an older pair', NEW.id));
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos AFTER UPDATE ON user_tokens FOR EACH ROW EXECUTE FUNCTION chaos.watch_tokens();
+"""
+
+
+async def watch_rows(connection: asyncpg.Connection) -> None:
+    """From now on the database itself notes what must never happen."""
+    await connection.execute(_WATCH)
+
+
+async def violations(connection: asyncpg.Connection) -> list[str]:
+    """What was noted."""
+    rows = await connection.fetch("SELECT at, what FROM chaos.violations ORDER BY at")
+    return [f"{row['at']:%H:%M:%S.%f} {row['what']}" for row in rows]
+
+
+class Watch:
+    """Looks at the services' processes every second."""
+
+    def __init__(self, stack: Stack, stopped_by_us: Callable[[str], bool]) -> None:
+        self._stack = stack
+        self._stopped_by_us = stopped_by_us
+        self.memory: dict[str, float] = {}
+        """The most memory (RSS, MB) that any process of a service ever had."""
+        self.deaths: list[str] = []
+
+    async def run(self) -> None:
+        """Look until cancelled; a service that ended by itself is noted, and started again as an orchestrator would."""
+        while True:
+            for name, child in list(self._stack.services.items()):
+                if child.running:
+                    self._measure(name, child.pid)
+                elif not self._stopped_by_us(name):
+                    self.deaths.append(f"{name} ended by itself with exit code {child.exit_code}")
+                    child.start()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _measure(self, name: str, pid: int) -> None:
+        try:
+            used = psutil.Process(pid).memory_info().rss / _MEGABYTE
+        except psutil.NoSuchProcess:
+            return
+        service = name.partition("-")[0]
+        self.memory[service] = max(self.memory.get(service, 0.0), used)
