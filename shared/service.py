@@ -67,13 +67,16 @@ class BackgroundLoops:
         work: Callable[[], Awaitable[bool | None]],
         *,
         wake: asyncio.Event | None = None,
+        rest_seconds: float = 0.0,
         within_seconds: float = 120.0,
     ) -> None:
         """Do `work` every so many seconds, and at once when `wake` is set or `work` says that there is more (True).
 
-        `within_seconds` is the longest that one round may take without `health.progressed(name)`.
+        After a round `wake` is not heard for `rest_seconds`. `within_seconds` is the longest that one round may take
+        without `health.progressed(name)`.
         """
-        self._start(name, self._rounds(name, seconds, work, wake or asyncio.Event()), within_seconds + seconds)
+        rounds = self._rounds(name, seconds, work, wake or asyncio.Event(), rest_seconds)
+        self._start(name, rounds, within_seconds + seconds)
 
     def keep_running(self, name: str, work: Callable[[], Awaitable[None]], *, within_seconds: float = 120.0) -> None:
         """Run something that goes on until it is cancelled, and again whenever it fails.
@@ -87,7 +90,12 @@ class BackgroundLoops:
         self._tasks[name] = asyncio.create_task(loop, name=name)
 
     async def _rounds(
-        self, name: str, seconds: float, work: Callable[[], Awaitable[bool | None]], wake: asyncio.Event
+        self,
+        name: str,
+        seconds: float,
+        work: Callable[[], Awaitable[bool | None]],
+        wake: asyncio.Event,
+        rest_seconds: float,
     ) -> None:
         failures = 0
         while True:
@@ -100,7 +108,8 @@ class BackgroundLoops:
             else:
                 failures = 0
                 if not more:
-                    await _wait(wake, seconds)
+                    await asyncio.sleep(rest_seconds)
+                    await _wait(wake, seconds - rest_seconds)
             self._health.progressed(name)
 
     async def _runs(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -23,8 +23,10 @@ SERVICE = "writer"
 # The batch in hand, the states, the check of their topic, health.
 _CONNECTIONS = 5
 _TOPICS_SECONDS = 5.0
-# What another replica could not publish; one's own changes are published at once.
+# What another replica could not publish; one's own changes are published at once,
 _STATES_SECONDS = 5.0
+# or together with what else changes within a moment: a turn costs as much for fifty orders as for one.
+_STATES_REST_SECONDS = 0.2
 # A batch waits for PostgreSQL as long as it takes; leaving the group meanwhile would help nobody.
 _MAX_POLL_INTERVAL_MS = 3_600_000
 
@@ -62,7 +64,13 @@ def build_app(settings: WriterSettings) -> AsgiFastStream:
             states = OrderStates(pool, producer, settings, metrics)
             loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
             loops.keep_running("consume", writer.run)
-            loops.run_every("order-state", _STATES_SECONDS, partial(publish_states, states, writer), wake=changed)
+            loops.run_every(
+                "order-state",
+                _STATES_SECONDS,
+                partial(publish_states, states, writer),
+                wake=changed,
+                rest_seconds=_STATES_REST_SECONDS,
+            )
             loops.run_every("order-state-topic", _TOPICS_SECONDS, states.check_topic)
             health.add_check("database", partial(pool.fetchval, "SELECT 1"))
             health.add_check("kafka", partial(check_kafka, broker))

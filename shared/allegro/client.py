@@ -61,7 +61,7 @@ class _Answer:
     body: bytes
     requested_at: datetime
     received_at: datetime
-    date: datetime | None
+    headers: httpx.Headers
 
 
 class AllegroClient:
@@ -95,7 +95,8 @@ class AllegroClient:
         params = {"from": str(after), "limit": str(limit)}
         answer = await self._get(token_id, Endpoint.EVENTS, "/order/events", params, traffic)
         events = _read(lambda: bodies.journal_events(answer.body), Endpoint.EVENTS)
-        ahead = None if answer.date is None else answer.date - answer.received_at
+        date = _date(answer.headers)
+        ahead = None if date is None else date - answer.received_at
         return JournalPage(events, answer.received_at, ahead)
 
     async def latest_event_id(self, token_id: int, *, traffic: Traffic = "live") -> int | None:
@@ -190,11 +191,12 @@ class AllegroClient:
             logger.warning("Allegro limits us", extra=_told(token_id, error))
             await self._limits.block(error.retry_after)
             raise
-        logger.debug(
-            "called Allegro",
-            extra={"token_id": token_id, "endpoint": endpoint.value, "trace_id": answer.trace_id},
-        )
-        return _Answer(answer.body, requested_at, self._clock.now(), _date(answer.headers))
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "called Allegro",
+                extra={"token_id": token_id, "endpoint": endpoint.value, "trace_id": answer.trace_id},
+            )
+        return _Answer(answer.body, requested_at, self._clock.now(), answer.headers)
 
     async def _call(self, endpoint: Endpoint, path: str, params: dict[str, str], bearer: Bearer) -> Answer:
         """One request; raises what any answer but 200 stands for."""
