@@ -68,10 +68,8 @@ bench-bulk-load: $(STAMP) ## measure the memory of a load of 100,000 orders, kil
 bench-pipeline: $(STAMP) ## measure the whole way against dlt, PyAirbyte and Singer (installed into .bench/)
 	@$(BIN)/python -m benchmarks.pipeline $(ARGS)
 
-bench: ## run every benchmark, one after the other; the exit code is 0 only if all goals are met
-	@failed=; for bench in $(BENCHES); do \
-		echo "== $$bench"; $(MAKE) --no-print-directory bench-$$bench || failed="$$failed $$bench"; done; \
-		test -z "$$failed" || { echo "goals missed:$$failed"; exit 1; }
+bench: $(STAMP) ## run every benchmark (or BENCHES="writer api"), results into docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.record $(BENCHES)
 
 bench-floor: $(STAMP) ## show what each stage's time goes into; flame graphs in docs/flames/ (ARGS=--help)
 	@$(BIN)/python -m benchmarks.floor $(ARGS)

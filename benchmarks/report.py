@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 
@@ -17,11 +18,11 @@ class Measure:
     goal: float
 
 
-def report(measures: list[Measure]) -> bool:
+def report(measures: list[Measure], *, show: Callable[[str], object] = sys.stdout.write) -> bool:
     """Print the measures; returns whether all goals are met."""
     for measure in measures:
         numbers = {
             name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(measure).items()
         }
-        sys.stdout.write(json.dumps(numbers) + "\n")
+        show(json.dumps(numbers) + "\n")
     return all(measure.ratio >= measure.goal for measure in measures)

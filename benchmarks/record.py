@@ -1,0 +1,116 @@
+"""Runs benchmarks one after the other and keeps what they measured: `make bench`, `make bench BENCHES="writer api"`
+
+Each benchmark is a target `bench-NAME` of the Makefile. What its last run measured, on which machine and when, is kept
+in `docs/benchmarks.json`, and as the table of `docs/benchmarks.md`. The exit code is 0 only if every goal is met.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.report import Measure
+
+_DOCS = Path(__file__).parents[1] / "docs"
+_KEPT = _DOCS / "benchmarks.json"
+_PAGE = _DOCS / "benchmarks.md"
+_BEGIN, _END = "<!-- results: made by `make bench` -->", "<!-- end of results -->"
+_HEAD = "| measure | measured | against | ratio | goal | met |\n| --- | ---: | ---: | ---: | ---: | --- |"
+
+Kept = dict[str, dict[str, Any]]
+"""Of each benchmark: date, machine, and its measures as they were printed."""
+
+
+def measures_of(lines: Iterable[str]) -> Iterator[Measure]:
+    """The measures among the lines that a benchmark printed."""
+    for line in lines:
+        if line.startswith('{"bench"'):
+            yield Measure(**json.loads(line))
+
+
+def machine() -> str:
+    """What the figures were measured on, without its name."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.machine()
+    )
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{psutil.cpu_count()} x {cpu}, {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
+
+
+def table(kept: Kept) -> str:
+    """Everything kept, as Markdown."""
+    parts = []
+    for name, run in sorted(kept.items()):
+        rows = "\n".join(_row(Measure(**measure)) for measure in run["measures"])
+        parts.append(f"### `make bench-{name}`\n\n{run['date']}, {run['machine']}\n\n{_HEAD}\n{rows}\n")
+    return "\n".join(parts)
+
+
+def with_table(page: str, kept: Kept) -> str:
+    """The page with the present table in the place of the former one."""
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return f"{before}{_BEGIN}\n\n{table(kept)}\n{_END}{after}"
+
+
+def _row(measure: Measure) -> str:
+    met = "yes" if measure.ratio >= measure.goal else "**no**"
+    numbers = (f"{_short(measure.value)} {measure.unit}", _short(measure.reference), _short(measure.ratio))
+    return f"| {measure.bench} | {' | '.join(numbers)} | {_short(measure.goal)} | {met} |"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _run(name: str) -> tuple[int, list[str]]:
+    """Run one benchmark, shown as it prints; returns its exit code and its lines."""
+    sys.stdout.write(f"== {name}\n")
+    lines = []
+    command = [os.environ.get("MAKE", "make"), "--no-print-directory", f"bench-{name}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own targets
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            lines.append(line)
+    return process.returncode, lines
+
+
+def _keep(name: str, measures: Iterable[Measure], *, now: datetime) -> None:
+    kept: Kept = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
+    kept[name] = {"date": f"{now:%Y-%m-%d}", "machine": machine(), "measures": [vars(one) for one in measures]}
+    _KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    _PAGE.write_text(with_table(_PAGE.read_text(), kept))
+
+
+def main() -> None:
+    """Run the benchmarks that are named; each is kept as soon as it has ended."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benches", nargs="+", metavar="NAME")
+    failed: Mapping[str, int] = {}
+    for name in parser.parse_args().benches:
+        code, lines = _run(name)
+        measures = list(measures_of(lines))
+        if measures:
+            _keep(name, measures, now=datetime.now(UTC))
+        if code:
+            failed = {**failed, name: code}
+    if failed:
+        sys.exit(f"goals missed, or not measured: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
