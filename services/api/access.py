@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 
+from services.api.parameters import refuse_unknown_query
 from services.api.problems import NotAllowedError, UserNotAllowedError
 from shared.api_keys import AccessScope
 
@@ -66,10 +67,11 @@ class Requires:
 
     scope: AccessScope
 
-    async def __call__(self, caller: KnownCaller) -> None:
-        """Raises NotAllowedError."""
+    async def __call__(self, request: Request, caller: KnownCaller) -> None:
+        """Raises NotAllowedError, and InvalidInputError for what no query of the route means."""
         if not caller.scope.includes(self.scope):
             raise NotAllowedError(f"The key {caller.name!r} has the scope {caller.scope}; this needs {self.scope}.")
+        refuse_unknown_query(request)
 
 
 READ: Any = Depends(Requires(AccessScope.READ))

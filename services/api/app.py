@@ -6,18 +6,23 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.middleware.gzip import GZipMiddleware
 
 from services.api import problems
 from services.api.access import declared_scopes
+from services.api.audit import Audit
+from services.api.changes import ChangeRoutes
 from services.api.context import SERVICE, Connections
 from services.api.documentation import TAGS, document
 from services.api.endpoints import (
+    audit,
     authorizations,
     dead_letters,
     exports,
     health,
     orders,
+    pages,
     progress,
     reconciliations,
     runs,
@@ -28,6 +33,7 @@ from services.api.endpoints import (
     topics,
 )
 from services.api.gate import Gate
+from services.api.idempotency import HEADER, REPLAYED, Idempotency
 from services.api.keys import KeyStore
 from services.api.middleware import RequestFrame
 from services.api.problems import (
@@ -36,6 +42,7 @@ from services.api.problems import (
     InternalError,
     InvalidInputError,
     NotAllowedError,
+    TooManyRequestsError,
     UnauthenticatedError,
     UnavailableError,
     documented,
@@ -48,11 +55,18 @@ __all__ = ["SERVICE", "build_app"]
 
 # Measured on orders: an eighth of their size; the highest level needs four times as long for a tenth.
 _COMPRESSION_LEVEL = 3
+# What a page of another site may send, and what it may read, beyond what any may.
+_ASKED_HEADERS = ("Authorization", "Content-Type", HEADER, "If-None-Match", "Last-Event-ID", "X-Request-ID")
+_SHOWN_HEADERS = (
+    *("Content-Disposition", "ETag", REPLAYED, "Link", "RateLimit", "RateLimit-Policy", "Retry-After"),
+    *("WWW-Authenticate", "X-Request-ID"),
+)
 _EVERYWHERE = (
     BadRequestError,
     UnauthenticatedError,
     NotAllowedError,
     InvalidInputError,
+    TooManyRequestsError,
     InternalError,
     DatabaseUnavailableError,
     UnavailableError,
@@ -69,6 +83,7 @@ SUBJECTS = (
     authorizations,
     dead_letters,
     statistics,
+    audit,
 )
 """Everything under /api/v1."""
 
@@ -99,6 +114,8 @@ def build_app(
         version="1",
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        docs_url=None,  # ours loads nothing from elsewhere: `endpoints/pages.py`
+        redoc_url=None,
         openapi_tags=TAGS,
         generate_unique_id_function=lambda route: route.name,
     )
@@ -113,11 +130,29 @@ def build_app(
         app.include_router(subject.router, responses=everywhere)
     app.include_router(health.router)
     app.include_router(topics.router)
+    app.include_router(pages.router)
     problems.install(app)
     keys = KeyStore(lambda: connections.get().pool)
+    changes = ChangeRoutes(route for subject in SUBJECTS for route in subject.router.routes)
+    # From the inside to the outside.
+    app.add_middleware(Idempotency, changes=changes, storage=connections.get)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=_COMPRESSION_LEVEL)
-    app.add_middleware(Gate, keys=keys, open_without_keys=settings.is_on_loopback)
-    app.add_middleware(RequestFrame, own_names_only=settings.is_on_loopback)
+    app.add_middleware(Audit, changes=changes, pool=lambda: connections.get().pool)
+    app.add_middleware(
+        Gate,
+        keys=keys,
+        open_without_keys=settings.is_on_loopback,
+        requests_per_minute=settings.api_requests_per_minute,
+    )
+    app.add_middleware(RequestFrame, own_names_only=settings.is_on_loopback, welcome=settings.api_cors_origins)
+    if settings.api_cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.api_cors_origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=_ASKED_HEADERS,
+            expose_headers=_SHOWN_HEADERS,
+        )
     _document(app)
     return app
 

@@ -5,26 +5,30 @@ A page may send simple POSTs to any address (cross-site request forgery), and wi
 """
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from services.api.problems import ForeignHostError, ForeignOriginError
 
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def refuse_foreign_pages(method: str, headers: Mapping[bytes, bytes], *, own_names_only: bool) -> None:
+def refuse_foreign_pages(
+    method: str, headers: Mapping[bytes, bytes], *, own_names_only: bool, welcome: Collection[str] = ()
+) -> None:
     """Raises ForeignHostError or ForeignOriginError.
 
     `own_names_only`: answer to loopback names alone, unless a key is sent, which no page has of itself. Other clients
-    than browsers may send what they like; they are not what this protects against.
+    than browsers may send what they like; they are not what this protects against. `welcome`: origins whose pages may.
     """
     host = headers.get(b"host", b"").decode("latin-1")
     if own_names_only and b"authorization" not in headers and host and not is_loopback(_name(host)):
         raise ForeignHostError(
             "Without a key this API is offered on loopback only, as 127.0.0.1 or localhost; send a key of the API."
         )
-    if method not in _SAFE_METHODS and _is_of_another_site(headers, host):
+    if method in SAFE_METHODS or headers.get(b"origin", b"").decode("latin-1") in welcome:
+        return
+    if _is_of_another_site(headers, host):
         raise ForeignOriginError("The request comes from a page of another site.")
 
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
@@ -34,12 +34,18 @@ _MAX_BODY_BYTES = 1 << 20
 _DEADLINE_SECONDS = 60.0
 # Methods are labels of metrics: a client must not invent any number of them.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Our answers are data. A page that is more says so itself (`endpoints/pages.py`).
+_CSP = (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+
+_NO_STORE = (b"cache-control", b"no-store")
+HEADERS = "answer_headers"
+"""Name in the request's state: what is appended there goes out with the answer, whatever it is."""
 
 REQUESTS = Counter("orders_backup_api_requests_total", "Answered requests.", ["method", "route", "status"])
 SECONDS = Histogram(
@@ -53,9 +59,10 @@ SECONDS = Histogram(
 class RequestFrame:
     """Wraps the application. No error leaves it, whatever it is: this is the one edge where errors become answers."""
 
-    def __init__(self, app: App, *, own_names_only: bool) -> None:
+    def __init__(self, app: App, *, own_names_only: bool, welcome: Collection[str]) -> None:
         self._app = app
         self._own_names_only = own_names_only
+        self._welcome = welcome
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +71,9 @@ class RequestFrame:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         with correlated(given if _CORRELATION_ID.match(given) else uuid4().hex) as identifier:
-            answer = _Answer(send, identifier)
+            own: list[tuple[bytes, bytes]] = []
+            scope.setdefault("state", {})[HEADERS] = own
+            answer = _Answer(send, identifier, own)
             started = time.perf_counter()
             try:
                 await self._answer(scope, receive, answer, headers)
@@ -74,7 +83,7 @@ class RequestFrame:
     async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer", headers: dict[bytes, bytes]) -> None:
         try:
             _refuse_early(scope, headers)
-            refuse_foreign_pages(scope["method"], headers, own_names_only=self._own_names_only)
+            refuse_foreign_pages(scope["method"], headers, own_names_only=self._own_names_only, welcome=self._welcome)
             async with asyncio.timeout(_DEADLINE_SECONDS) as deadline:
                 await self._app(scope, _limited(receive), answer.sending_before(deadline))
         except Exception as error:  # noqa: BLE001 - every error becomes an answer, here and nowhere else
@@ -89,9 +98,10 @@ class RequestFrame:
 class _Answer:
     """What goes out: with our headers, and remembered by its status."""
 
-    def __init__(self, send: Send, identifier: str) -> None:
+    def __init__(self, send: Send, identifier: str, more: Sequence[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = ((b"x-request-id", identifier.encode()), *_SECURITY_HEADERS)
+        self._more = more
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.started = False
 
@@ -109,9 +119,9 @@ class _Answer:
             self.started = True
             self.status = message["status"]
             own = list(message.get("headers", ()))
-            if not any(name == b"cache-control" for name, _ in own):
-                own.append((b"cache-control", b"no-store"))
-            message["headers"] = [*own, *self._headers]
+            names = {name for name, _ in own}
+            own += [default for default in (_NO_STORE, _CSP) if default[0] not in names]
+            message["headers"] = [*own, *self._headers, *self._more]
         await self._send(message)
 
 

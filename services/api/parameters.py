@@ -1,15 +1,43 @@
 """What clients may put into paths, queries and bodies: types that hold only what PostgreSQL can store."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Path
+from fastapi import Path, Request
+from fastapi.dependencies.utils import get_dependant, get_flat_params
+from fastapi.params import ParamTypes
+from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from services.api.problems import InvalidField, InvalidInputError
 
 # PostgreSQL's text holds no NUL.
 NO_NUL = r"^[^\x00]*$"
 _BIGINT = 2**63 - 1
+
+
+def refuse_unknown_query(request: Request) -> None:
+    """Raises InvalidInputError that names what the route does not have: a misspelt filter filters nothing."""
+    if not request.scope["query_string"]:
+        return
+    route: APIRoute = request.scope["route"]
+    unknown = request.query_params.keys() - _query_names(route.path, route.endpoint)
+    if unknown:
+        fields = [InvalidField(location="query", field=name, message="no such parameter") for name in sorted(unknown)]
+        detail = "; ".join(f"{field.field}: {field.message}" for field in fields)
+        raise InvalidInputError(detail, errors=[field.model_dump() for field in fields])
+
+
+@cache
+def _query_names(path: str, endpoint: Callable[..., Any]) -> frozenset[str]:
+    # Not `route.dependant`: a route cannot be a key of the cache.
+    parameters = get_flat_params(get_dependant(path=path, call=endpoint))
+    # Fields of a model of the query do not say where they stand.
+    places = {ParamTypes.query, None}
+    return frozenset(each.alias for each in parameters if getattr(each.field_info, "in_", None) in places)
 
 
 class RequestBody(BaseModel):

@@ -196,6 +196,22 @@ class DeadLetterUnsendableError(Problem):
     status, slug, title = HTTPStatus.CONFLICT, "dead-letter-unsendable", "Kafka takes no such record"
 
 
+class RequestInProgressError(Problem):
+    status, slug, title = HTTPStatus.CONFLICT, "request-in-progress", "The same request is being worked on"
+
+
+class IdempotencyKeyReusedError(Problem):
+    status, slug, title = (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "idempotency-key-reused",
+        "The idempotency key belongs to another request",
+    )
+
+
+class TooManyRequestsError(Problem):
+    status, slug, title = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "The key's allowance is used up"
+
+
 class AllegroUnavailableError(Problem):
     status, slug, title = HTTPStatus.BAD_GATEWAY, "allegro-unavailable", "Allegro did not answer as it should"
 
@@ -230,6 +246,8 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case HTTPException():
+            return _of_http(error)
         case ReauthorizationRequiredError():
             return ConsentRequiredError(str(error))
         case DifferentSellerError():

@@ -1,6 +1,10 @@
 """Everything the API reads from its environment, and nothing more."""
 
-from pydantic import Field
+import re
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from services.api.browsers import is_loopback
 from shared.settings import (
@@ -12,10 +16,35 @@ from shared.settings import (
     SyncSettings,
 )
 
+# As browsers write it: in lower case, and neither a path nor a wildcard.
+_ORIGIN = re.compile(r"https?://[a-z0-9.:\[\]-]+")
+
 
 class ApiSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, LogSettings):
     api_http_host: str = Field(default="127.0.0.1", description="where the API is served")
     api_http_port: int = Field(default=8000, ge=0, le=65535)
+
+    api_requests_per_minute: int = Field(
+        default=12_000, ge=1, le=10_000_000, description="of one key at one process; a key may have a rate of its own"
+    )
+    api_cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="scheme://host[:port],...: sites whose pages may call the API; empty: none"
+    )
+
+    @field_validator("api_cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(filter(None, (origin.strip() for origin in value.split(","))))
+        return value
+
+    @field_validator("api_cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [origin for origin in origins if not _ORIGIN.fullmatch(origin)]
+        if wrong:
+            raise ValueError(f"not an origin such as https://shop.example.com: {', '.join(wrong)}")
+        return origins
 
     @property
     def is_on_loopback(self) -> bool:

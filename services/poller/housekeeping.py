@@ -1,4 +1,4 @@
-"""Removing what has aged (requirement B10): runs, tasks, events, ended authorisations. Orders never."""
+"""Removing what has aged (requirement B10): runs, tasks, events, ended authorisations, the audit log. Orders never."""
 
 from datetime import timedelta
 
@@ -29,6 +29,19 @@ DELETE FROM device_authorizations WHERE task_id IN (
 """,
 }
 
+_AUDIT = """
+DELETE FROM audit_log WHERE id IN (
+    SELECT id FROM audit_log WHERE called_at < now() - $1::interval LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+_ANSWERS = """
+DELETE FROM idempotent_requests WHERE (caller, idempotency_key) IN (
+    SELECT caller, idempotency_key FROM idempotent_requests WHERE created_at < now() - $1::interval
+     LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+# The API itself gives none again that is older than a day.
+_ANSWERS_LIFE = timedelta(days=2)
+
 _EVENTS = """
 DELETE FROM order_events WHERE (user_token_id, event_id) IN (
     SELECT user_token_id, event_id FROM order_events WHERE stored_at < now() - $1::interval
@@ -54,11 +67,13 @@ class Housekeeper:
         self._pool = pool
         self._history = timedelta(days=settings.sync_history_retention_days)
         self._events = timedelta(days=settings.sync_events_retention_days)
+        self._audit = timedelta(days=settings.poller_audit_retention_days)
 
     async def turn(self) -> bool:
         """Remove a batch; says whether there may be more."""
         removed = [await self._pool.execute(statement, self._history, _BATCH) for statement in _STATEMENTS.values()]
-        removed.append(await self._pool.execute(_EVENTS, self._events, _BATCH))
+        for statement, age in ((_EVENTS, self._events), (_AUDIT, self._audit), (_ANSWERS, _ANSWERS_LIFE)):
+            removed.append(await self._pool.execute(statement, age, _BATCH))
         return await self._count_orders() or any(command.endswith(f" {_BATCH}") for command in removed)
 
     async def _count_orders(self) -> bool:

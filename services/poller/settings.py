@@ -37,3 +37,4 @@ class PollerSettings(DatabaseSettings, KafkaSettings, AllegroSettings, Encryptio
     poller_stalled_seconds: float = Field(
         default=900.0, gt=0, description="a run without progress for this long is shown as stalled"
     )
+    poller_audit_retention_days: int = Field(default=365, ge=1, description="of the API's audit log")

@@ -34,6 +34,7 @@ SETTINGS = PollerSettings.model_construct(
     poller_redelivery_seconds=30.0,
     poller_window_redelivery_seconds=30.0,
     poller_stalled_seconds=900.0,
+    poller_audit_retention_days=365,
     sync_interval_seconds=180,
     sync_full_interval_seconds=3600,
     sync_list_lag_seconds=60.0,

@@ -194,6 +194,28 @@ async def test_what_has_aged_is_removed_and_orders_never(pool: asyncpg.Pool) -> 
     assert await pool.fetchval("SELECT count(*) FROM orders") == 1
 
 
+async def test_the_audit_log_and_stored_answers_are_kept_for_their_time(pool: asyncpg.Pool) -> None:
+    for age in (364, 366):
+        await pool.execute(
+            "INSERT INTO audit_log (called_at, caller, method, route, parameters)"
+            " VALUES (now() - $1 * interval '1 day', $2, 'POST', '/', '{}')",
+            age,
+            str(age),
+        )
+    for hours in (47, 49):
+        await pool.execute(
+            "INSERT INTO idempotent_requests (caller, idempotency_key, request_digest, created_at)"
+            " VALUES ('ops', $2, '', now() - $1 * interval '1 hour')",
+            hours,
+            str(hours),
+        )
+
+    await Housekeeper(pool, SETTINGS).turn()
+
+    assert await pool.fetchval("SELECT string_agg(caller, ',') FROM audit_log") == "364"
+    assert await pool.fetchval("SELECT string_agg(idempotency_key, ',') FROM idempotent_requests") == "47"
+
+
 async def test_orders_that_nobody_has_counted_are_counted_once(pool: asyncpg.Pool) -> None:
     for number in range(3):
         token_id = await a_token(pool, user_id=f"shop-{number}")
