@@ -7,21 +7,20 @@ import typer
 
 from cli.errors import RefusedError
 from cli.output import AsJson, show_fields, show_json
-from shared.export.reading import prove
+from shared.export.proof import prove_path
 
 _SHOWN = ("file", "complete", "orders", "orders_in_file", "filters", "finished_at", "digest", "next")
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `orders export` wrote.")],
+    file: Annotated[Path, typer.Argument(exists=True, help="What `orders export` wrote; of Parquet, the folder.")],
     as_json: AsJson = False,
 ) -> None:
     """Prove that an export holds every order it should, unchanged; it needs neither the API nor a network.
 
     Ends with 0 only if the file is a complete export.
     """
-    with file.open("rb") as content:
-        proof = prove(content)
+    proof = prove_path(file)
     manifest = proof.manifest
     found = {
         "file": str(file),

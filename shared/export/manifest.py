@@ -48,6 +48,19 @@ def as_csv(manifest: Manifest) -> bytes:
     return text.getvalue().encode()
 
 
+def as_json(manifest: Manifest) -> bytes:
+    """The manifest alone, as the footer of a Parquet file holds it."""
+    return msgspec.json.encode(manifest)
+
+
+def from_json(text: bytes) -> Manifest:
+    """Raises UnreadableManifestError."""
+    try:
+        return _known(msgspec.json.decode(text, type=Manifest))
+    except (msgspec.DecodeError, ValueError) as error:
+        raise UnreadableManifestError(f"the manifest cannot be read: {error}") from error
+
+
 def from_record(record: bytes) -> Manifest | None:
     """The manifest that this line of NDJSON or record of CSV is; None if it is an order.
 

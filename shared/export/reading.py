@@ -45,6 +45,8 @@ class Proof:
     orders_in_file: int
     begins_after: int
     """Orders that went before this file; 0: it is the first part, or the whole."""
+    begins_at: str | None
+    """The cursor that it goes on from."""
 
     @property
     def is_complete(self) -> bool:
@@ -130,6 +132,7 @@ class _Chain:
 
     def __init__(self, cursor: str | None) -> None:
         self._position = None if cursor is None else _decode(cursor, 0)
+        self.begins_at = cursor
         self.begins_after = 0 if self._position is None else self._position.orders
         self.orders = 0
         self._chunk: list[bytes] = []
@@ -184,4 +187,4 @@ def _end(file: BinaryIO, chain: _Chain, manifest: Manifest) -> Proof:
         )
     if file.read(1):
         raise DamagedExportError("something follows after the manifest")
-    return Proof(manifest, chain.orders, chain.begins_after)
+    return Proof(manifest, chain.orders, chain.begins_after, chain.begins_at)

@@ -5,21 +5,25 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
 import httpx
 import msgspec
 import pytest
+from pyarrow import parquet as pq
 
-from services.api.export.forms import FORMS, NDJSON, _Line, harmless
+from services.api.export.forms import NDJSON, _Line, harmless
 from services.api.export.selection import OrderExport
 from services.api.export.walk import Export
 from services.writer.batch import collect
 from services.writer.store import Store
 from services.writer.unstorable import Storable
 from shared.export.columns import SUMMARY
-from shared.export.reading import DamagedExportError, last_cursor, prove
+from shared.export.parquet import prove_parquet
+from shared.export.proof import joined
+from shared.export.reading import DamagedExportError, Proof, last_cursor, prove
 from shared.messages import RawJson
 from tests.builders import AN_ORDER, a_token, an_observation, consumed
 
@@ -27,6 +31,8 @@ pytestmark = pytest.mark.integration
 
 PATH = "/api/v1/exports/orders"
 COUNT = 450
+RECORDS = ("ndjson", "csv")
+"""Forms whose orders are records one after the other."""
 EXACT = b'{"id": "x", "status": "BOUGHT", "price": 1.10, "large": 12345678901234567890.123456789, "name": "\xc5\x82"}'
 NUL = b'{"id":"x",\n"status":"BOUGHT","note":"a\\u0000b","n":1.10,"twice":1,"twice":2}'
 
@@ -107,6 +113,40 @@ class TestNdjson:
         assert {field.name for field in names if field.required} == {*SUMMARY, "order_data", "order_raw"}
 
 
+class TestParquet:
+    async def test_it_holds_what_ndjson_holds(self, api: httpx.AsyncClient, pool: asyncpg.Pool, orders: None) -> None:
+        expected = [line for line in lines((await api.get(PATH)).content) if "order_id" in line]
+
+        answer = await api.get(PATH, params={"format": "parquet"})
+
+        rows = pq.read_table(io.BytesIO(answer.content)).to_pylist()
+        assert answer.headers["content-type"] == "application/vnd.apache.parquet"
+        assert [row["order_id"] for row in rows] == [line["order_id"] for line in expected]
+        assert [json.loads(row["order_data"]) for row in rows] == [line["order_data"] for line in expected]
+        assert [row["total_amount"] for row in rows] == [Decimal(line["total_amount"]) for line in expected]
+        assert prove_parquet(io.BytesIO(answer.content)).is_complete
+
+    @pytest.mark.parametrize("limit", [1, 100, 449, 450, 451])
+    async def test_parts_follow_one_another(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool, orders: None, limit: int
+    ) -> None:
+        proofs: list[Proof] = []
+        found: list[str] = []
+        following: str | None = None
+        while len(proofs) < 3 and (following is not None or not proofs):
+            parameters: dict[str, str | int] = {"format": "parquet", "limit": limit}
+            parameters |= {} if following is None else {"cursor": following}
+            file = io.BytesIO((await api.get(PATH, params=parameters)).content)
+            found += pq.read_table(file).column("order_id").to_pylist()
+            proofs.append(prove_parquet(file))
+            following = proofs[-1].manifest.next
+
+        whole = joined(proofs)
+        assert found == [f"order-{n}" for n in range(1, len(found) + 1)]
+        assert whole.orders_in_file == whole.manifest.orders == min(COUNT, 3 * limit)
+        assert whole.is_complete is (limit > 100)
+
+
 class TestCsv:
     async def test_columns_are_typed_and_every_value_comes_back(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool, orders: None
@@ -138,8 +178,8 @@ class TestCsv:
         assert prove(io.BytesIO(answer.content)).orders_in_file == 1
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
-class TestEveryForm:
+@pytest.mark.parametrize("form", RECORDS)
+class TestRecords:
     async def test_all_orders_once_and_proved(self, api: httpx.AsyncClient, orders: None, form: str) -> None:
         answer = await api.get(PATH, params={"format": form})
 

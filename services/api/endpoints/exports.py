@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
@@ -10,7 +10,7 @@ from starlette.types import Send
 
 from services.api.access import READ, KnownCaller
 from services.api.context import Context, tokens_of
-from services.api.export.forms import FORMS, Form
+from services.api.export.forms import FORMS, PARQUET, Form
 from services.api.export.selection import OrderExport
 from services.api.export.walk import Export
 from services.api.problems import InvalidCursorError, UnknownUserError, documented
@@ -22,7 +22,10 @@ _EXAMPLES = {
     '{"manifest":{"format":"orders-backup-export/1","orders":1,...}}\n',
     "text/csv": "user_id,order_id,status,...,cursor\r\nmy-shop,7721b2f0-c4e8-11f1-904f-89bb34047197,...,\r\n",
 }
-_CONTENT = {kind: {"schema": {"type": "string"}, "example": example} for kind, example in _EXAMPLES.items()}
+_CONTENT: dict[str, Any] = {
+    **{kind: {"schema": {"type": "string"}, "example": example} for kind, example in _EXAMPLES.items()},
+    PARQUET.media_type: {"schema": {"type": "string", "format": "binary"}},
+}
 
 
 class _Download(StreamingResponse):

@@ -15,7 +15,7 @@ EVERYBODY = 0
 class OrderExport(OrderCriteria):
     """Query parameters of an export."""
 
-    format: Literal["ndjson", "csv"] = "ndjson"
+    format: Literal["ndjson", "csv", "parquet"] = "ndjson"
     user_id: list[Text] = Field(
         default_factory=list, max_length=1000, description="of these users; may be given again. None: of all"
     )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from services.api.export.forms import Form
+from services.api.export.forms import Form, Writing
 from services.api.export.selection import EVERYBODY, OrderExport
 from services.api.problems import InvalidCursorError
 from shared.export.manifest import FORMAT, Manifest
@@ -53,9 +53,10 @@ class Export:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The answer's body, piece by piece; the last one is the manifest."""
+        writing = await asyncio.to_thread(self._form.open)
         with_header = self._position.is_start if self._asked.header is None else self._asked.header
-        if with_header and self._form.header:
-            yield self._form.header
+        if begin := writing.begin(header=with_header):
+            yield begin
         chunks = self._chunks()
         upcoming = asyncio.ensure_future(anext(chunks, None))
         try:
@@ -63,17 +64,17 @@ class Export:
                 upcoming = asyncio.ensure_future(anext(chunks, None))
                 # The statement goes out before we write what the one before it brought.
                 await asyncio.sleep(0)
-                yield self._written(*chunk)
+                yield await self._written(writing, *chunk)
         finally:
             upcoming.cancel()
             with suppress(asyncio.CancelledError):
                 await upcoming
-        if self._asked.manifest:
-            yield self._form.manifest(self._manifest())
+        if end := writing.end(self._manifest() if self._asked.manifest else None):
+            yield end
 
-    def _written(self, walk: int, rows: Rows) -> bytes:
+    async def _written(self, writing: Writing, walk: int, rows: Rows) -> bytes:
         cursor = None if self._position.is_start else self._position.encode()
-        body = self._form.chunk(rows, self._users, cursor)
+        body = await writing.chunk(rows, self._users, cursor)
         self._position = self._position.past(body, len(rows), token_id=walk, after=rows[-1]["id"])
         self._rows_at_once = max(1, min(_MOST_ROWS, _CHUNK_BYTES * len(rows) // len(body)))
         return body
