@@ -20,6 +20,7 @@ from shared.errors import ConfigurationError, PermanentError, TransientError
 from shared.kafka_connection import connection_options, faststream_security
 from shared.settings import KafkaSettings
 from shared.topics import create_topics
+from shared.tracing import span, tell
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,12 @@ class RecordProducer:
 
         Raises PublishFailedError if one of them is missing, UnsendableRecordError for a record that never can be sent.
         """
+        with span(
+            f"publish {topic}", {"messaging.system": "kafka", "messaging.destination.name": topic}, kind="producer"
+        ):
+            await self._publish(topic, records)
+
+    async def _publish(self, topic: str, records: Iterable[OutgoingRecord]) -> None:
         producer = await self._connected()
         acknowledgements: list[asyncio.Future[Any]] = []
         try:
@@ -109,6 +116,7 @@ class RecordProducer:
                 await asyncio.gather(*acknowledgements)
                 PUBLISH_SECONDS.labels(topic).observe(time.perf_counter() - started)
                 PUBLISHED.labels(topic).inc(len(acknowledgements))
+                tell({"messaging.batch.message_count": len(acknowledgements)})
         except MessageSizeTooLargeError as error:
             raise UnsendableRecordError(f"{topic}: {error}") from error
         except (KafkaError, TimeoutError) as error:

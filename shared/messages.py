@@ -34,6 +34,7 @@ SCHEMA_VERSION: Literal[1] = 1
 _HEADER_CORRELATION = "correlation-id"
 _HEADER_RUN = "run-id"
 _HEADER_SCHEMA = "schema"
+_HEADER_TRACE = "traceparent"
 
 
 class UnreadableRecordError(PermanentError):
@@ -321,18 +322,31 @@ def _explain(error: ValidationError) -> str:
     )
 
 
-def headers(*, correlation_id: str, run_id: UUID | None = None) -> list[tuple[str, bytes]]:
-    """The headers that every record carries."""
+def headers(
+    *, correlation_id: str, run_id: UUID | None = None, traceparent: str | None = None
+) -> list[tuple[str, bytes]]:
+    """The headers that every record carries; `traceparent` is that of W3C Trace Context."""
     result = [(_HEADER_CORRELATION, correlation_id.encode()), (_HEADER_SCHEMA, str(SCHEMA_VERSION).encode())]
     if run_id is not None:
         result.append((_HEADER_RUN, str(run_id).encode()))
+    if traceparent is not None:
+        result.append((_HEADER_TRACE, traceparent.encode()))
     return result
 
 
 def correlation_id_of(record_headers: Sequence[tuple[str, bytes | None]]) -> str | None:
     """The correlation id, if a readable one is there: headers may be null or not UTF-8 and must never stop us."""
+    return _text_of(record_headers, _HEADER_CORRELATION)
+
+
+def traceparent_of(record_headers: Sequence[tuple[str, bytes | None]]) -> str | None:
+    """The span that sent the record, if it was traced; whoever reads it must expect any text."""
+    return _text_of(record_headers, _HEADER_TRACE)
+
+
+def _text_of(record_headers: Sequence[tuple[str, bytes | None]], wanted: str) -> str | None:
     for name, value in record_headers:
-        if name == _HEADER_CORRELATION and value is not None:
+        if name == wanted and value is not None:
             return value.decode("utf-8", "replace")
     return None
 

@@ -15,11 +15,12 @@ import uvicorn
 from aiokafka.errors import KafkaError
 from prometheus_client import Counter
 
+from shared import tracing
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.errors import ConfigurationError, TransientError
 from shared.health import Health
 from shared.logs import configure
-from shared.settings import LogSettings, load
+from shared.settings import ServiceSettings, load
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ LOOP_FAILURES = Counter(
     ["loop", "cause"],
 )
 
-_Settings = TypeVar("_Settings", bound=LogSettings)
+_Settings = TypeVar("_Settings", bound=ServiceSettings)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -230,6 +231,7 @@ def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settin
     try:
         settings = load(settings_class)
         configure(settings, service=name)
+        tracing.configure(settings, service=name)
         lifespan = _Lifespan(build_app(settings))
     except ConfigurationError as error:
         _exit_misconfigured(name, error)

@@ -8,6 +8,7 @@ import ssl
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -229,6 +230,43 @@ class SyncSettings(Group):
 class LogSettings(Group):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO")
     log_dir: Path | None = Field(default=None, description="also write <service>.log here: 5 MB, 3 files")
+
+
+class TracingSettings(Group):
+    """OpenTelemetry's own names, read by us: its SDK does not know `.env`."""
+
+    otel_exporter_otlp_endpoint: str = Field(
+        default="", description="collector that takes traces by OTLP over HTTP, without /v1/traces; empty: no traces"
+    )
+    otel_exporter_otlp_headers: SecretStr = Field(
+        default=SecretStr(""), description="sent with them: name=value[,...], values URL-encoded"
+    )
+    otel_traces_sampler_arg: float = Field(
+        default=1.0, ge=0, le=1, description="part of the API calls and polls that are traced"
+    )
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _has_readable_headers(self) -> Self:
+        self.otlp_headers()
+        return self
+
+    def otlp_headers(self) -> dict[str, str]:
+        """Name and value of each; raises ValueError that names the variable, and no value."""
+        pairs = [pair for pair in self.otel_exporter_otlp_headers.get_secret_value().split(",") if pair.strip()]
+        if not all(re.fullmatch(r"\s*[A-Za-z0-9!#$%&'*+.^_`|~-]+\s*=[^\r\n]*", pair) for pair in pairs):
+            raise ValueError("OTEL_EXPORTER_OTLP_HEADERS: must read name=value[,name=value...]")
+        return {name.strip().lower(): unquote(value.strip()) for name, _, value in (p.partition("=") for p in pairs)}
+
+
+class ServiceSettings(LogSettings, TracingSettings):
+    """What every service reads."""
 
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)

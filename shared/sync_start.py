@@ -6,6 +6,7 @@ from uuid import uuid4
 import asyncpg
 
 from shared.logs import current_correlation_id
+from shared.tracing import traceparent
 
 # The lease is taken from whoever looks just now: a look with the pair before, refused, would pause the schedule again.
 # language=sql
@@ -25,8 +26,8 @@ INSERT INTO journal_cursors (user_token_id, stored_event_id) VALUES ($1, 0) ON C
 # Everything once more after a new consent, too: what happened meanwhile may have left the journal. One listing at a
 # time is enough.
 _TASK = """
-INSERT INTO task_history (task_id, user_token_id, user_id, kind, correlation_id)
-SELECT $2, t.id, t.user_id, 'initial', $3
+INSERT INTO task_history (task_id, user_token_id, user_id, kind, correlation_id, traceparent)
+SELECT $2, t.id, t.user_id, 'initial', $3, $4
   FROM user_tokens t
  WHERE t.id = $1
    AND NOT EXISTS (SELECT FROM task_history h
@@ -41,5 +42,5 @@ async def begin_sync(
     """Have a newly connected, or reconnected, seller loaded and kept current; in the caller's transaction."""
     await connection.execute(_SCHEDULE, token_id, int(interval.total_seconds()), full_interval)
     await connection.execute(_CURSOR, token_id)
-    await connection.execute(_TASK, token_id, uuid4(), current_correlation_id())
+    await connection.execute(_TASK, token_id, uuid4(), current_correlation_id(), traceparent())
     await connection.execute("SELECT pg_notify('orders_backup_tasks', '')")

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from services.api.browsers import refuse_foreign_pages
 from services.api.problems import BadRequestError, InternalError, Problem, TooLargeError, UnavailableError, problem_of
 from shared.logs import correlated
+from shared.tracing import span, tell
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ _CORRELATION_ID = re.compile(r"^[A-Za-z0-9._-]{1,100}$")
 _MAX_BODY_BYTES = 1 << 20
 # Longer than a refresh of a token may take, which holds a row lock for 45 s at most.
 _DEADLINE_SECONDS = 60.0
+_UNTRACED = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 # Methods are labels of metrics: a client must not invent any number of them.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Our answers are data. A page that is more says so itself (`endpoints/pages.py`).
@@ -70,7 +73,10 @@ class RequestFrame:
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        with correlated(given if _CORRELATION_ID.match(given) else uuid4().hex) as identifier:
+        with (
+            correlated(given if _CORRELATION_ID.match(given) else uuid4().hex) as identifier,
+            _traced(scope, headers),
+        ):
             own: list[tuple[bytes, bytes]] = []
             scope.setdefault("state", {})[HEADERS] = own
             answer = _Answer(send, identifier, own)
@@ -165,10 +171,26 @@ def _log(problem: Problem, error: Exception) -> None:
         logger.warning("not answered", extra={"problem": problem.slug, "error": repr(error)})
 
 
+def _traced(scope: Scope, headers: dict[bytes, bytes]) -> AbstractContextManager[None]:
+    """A span around the request, in the caller's trace if it has one; looks at our health are no requests."""
+    if scope["path"] in _UNTRACED:
+        return nullcontext()
+    given = headers.get(b"traceparent")
+    return span(_method(scope), kind="server", parent=None if given is None else given.decode("latin-1"))
+
+
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in _METHODS else "other"
+
+
 def _measure(scope: Scope, status: int, seconds: float) -> None:
-    method = scope["method"] if scope["method"] in _METHODS else "other"
+    method = _method(scope)
     # The path of the route as its own module declares it: routers are included without a prefix.
     route = getattr(scope.get("route"), "path", "unmatched")
     REQUESTS.labels(method, route, str(status)).inc()
     SECONDS.labels(method, route).observe(seconds)
+    failed = str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
+    told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+    tell(told, name=f"{method} {route}", failed=failed)
     logger.info("request", extra={"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 2)})

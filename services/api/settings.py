@@ -12,7 +12,7 @@ from shared.settings import (
     DatabaseSettings,
     EncryptionSettings,
     KafkaSettings,
-    LogSettings,
+    ServiceSettings,
     SyncSettings,
 )
 
@@ -20,7 +20,7 @@ from shared.settings import (
 _ORIGIN = re.compile(r"https?://[a-z0-9.:\[\]-]+")
 
 
-class ApiSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, LogSettings):
+class ApiSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, ServiceSettings):
     api_http_host: str = Field(default="127.0.0.1", description="where the API is served")
     api_http_port: int = Field(default=8000, ge=0, le=65535)
 

@@ -40,7 +40,9 @@ from shared.messages import (
     WindowProgressed,
     correlation_id_of,
     decode,
+    traceparent_of,
 )
+from shared.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,15 @@ class BulkHandler:
     async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
         """Work off records of one token, one walk after the other."""
         for raw in raw_records:
-            with correlated(correlation_id_of(raw.headers)):
+            with (
+                correlated(correlation_id_of(raw.headers)),
+                span(
+                    f"process {raw.topic}",
+                    {"messaging.system": "kafka"},
+                    kind="consumer",
+                    parent=traceparent_of(raw.headers),
+                ),
+            ):
                 try:
                     record = _read(raw)
                 except UnreadableRecordError as error:

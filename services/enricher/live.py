@@ -38,7 +38,9 @@ from shared.messages import (
     UnreadableRecordError,
     correlation_id_of,
     decode,
+    traceparent_of,
 )
+from shared.tracing import is_on, span
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,17 @@ class LiveHandler:
 
     async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
         """Work off records of one token; what cannot be read is set aside, what fails stays owed."""
-        with correlated(correlation_id_of(raw_records[0].headers)):
+        first, *others = raw_records
+        with (
+            correlated(correlation_id_of(first.headers)),
+            span(
+                f"process {first.topic}",
+                {"messaging.system": "kafka", "messaging.batch.message_count": len(raw_records)},
+                kind="consumer",
+                parent=traceparent_of(first.headers),
+                links=_traceparents(others),
+            ),
+        ):
             records: list[OrderEvent | OrderFetch] = []
             origins: defaultdict[str, list[ConsumerRecord]] = defaultdict(list)
             for raw in raw_records:
@@ -194,6 +206,11 @@ async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
                 group.create_task(work)
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+def _traceparents(records: Sequence[ConsumerRecord]) -> Sequence[str]:
+    """Of the records that are worked off together with the first, if anybody wants to know."""
+    return [parent for record in records if (parent := traceparent_of(record.headers))] if is_on() else ()
 
 
 def _read(raw: ConsumerRecord) -> OrderEvent | OrderFetch:

@@ -10,6 +10,7 @@ from shared.kafka import RecordProducer
 from shared.logs import current_correlation_id
 from shared.messages import Record, headers
 from shared.topics import Topics
+from shared.tracing import traceparent
 
 SERVICE = "enricher"
 
@@ -23,7 +24,7 @@ class Publisher:
 
     async def results(self, records: Iterable[Record], *, run_id: UUID | None = None) -> None:
         """Publish to `orders`, keyed by token; raises PublishFailedError."""
-        carried = headers(correlation_id=current_correlation_id(), run_id=run_id)
+        carried = headers(correlation_id=current_correlation_id(), run_id=run_id, traceparent=traceparent())
         await self._producer.publish_all(
             self._topics.orders, [(record.key, record.encode(), carried) for record in records]
         )

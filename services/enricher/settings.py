@@ -7,12 +7,14 @@ from shared.settings import (
     DatabaseSettings,
     EncryptionSettings,
     KafkaSettings,
-    LogSettings,
+    ServiceSettings,
     SyncSettings,
 )
 
 
-class EnricherSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, LogSettings):
+class EnricherSettings(
+    DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, ServiceSettings
+):
     enricher_http_host: str = Field(default="127.0.0.1", description="where /livez, /readyz and /metrics are served")
     enricher_http_port: int = Field(default=8102, ge=0, le=65535)
     enricher_lane_records: int = Field(

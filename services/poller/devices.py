@@ -32,6 +32,7 @@ from shared.logs import correlated, scrub
 from shared.service import is_transient
 from shared.sync_start import begin_sync
 from shared.token_vault import DifferentSellerError, TokenVault, device_code_binding
+from shared.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ UPDATE device_authorizations d
    SET lease_owner = $1, lease_until = now() + $3::interval, fence = d.fence + 1, polls = d.polls + 1,
        next_poll_at = now() + d.interval_seconds * interval '1 second' + $4::interval
   FROM due WHERE d.task_id = due.task_id
-RETURNING d.task_id, d.user_id, d.device_code, d.interval_seconds, d.fence, d.correlation_id,
+RETURNING d.task_id, d.user_id, d.device_code, d.interval_seconds, d.fence, d.correlation_id, d.traceparent,
           d.expires_at <= now() AS expired
 """
 
@@ -108,6 +109,7 @@ class Authorization:
     device_code: bytes
     fence: int
     correlation_id: str | None
+    traceparent: str | None
     has_expired: bool
 
 
@@ -147,6 +149,7 @@ class DevicePoller:
                 device_code=row["device_code"],
                 fence=row["fence"],
                 correlation_id=row["correlation_id"],
+                traceparent=row["traceparent"],
                 has_expired=row["expired"],
             )
             for row in rows
@@ -154,7 +157,10 @@ class DevicePoller:
 
     async def poll(self, authorization: Authorization) -> None:
         """Ask whether the seller has decided. What has expired by our clock is asked for once more, and then ends."""
-        with correlated(authorization.correlation_id, user=authorization.user_id):
+        with (
+            correlated(authorization.correlation_id, user=authorization.user_id),
+            span("poll authorisation", parent=authorization.traceparent),
+        ):
             binding = device_code_binding(authorization.task_id)
             try:
                 code = self._keyring.open(authorization.device_code, belongs_to=binding)

@@ -27,6 +27,7 @@ from shared.clock import Clock, from_event_id
 from shared.errors import PermanentError, TransientError
 from shared.kafka import PublishFailedError
 from shared.logs import correlated, scrub
+from shared.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class JournalPoller:
 
     async def look(self, look: Look) -> None:
         """Read on, publish, note it; a failure is noted as well and tried again later."""
-        with correlated(None, user=look.user_id):
+        with correlated(None, user=look.user_id), span("poll journal", {"orders_backup.token_id": look.token_id}):
             try:
                 async with asyncio.timeout(self._leases.work_seconds):
                     await self._list_if_gap(look)

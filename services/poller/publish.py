@@ -7,6 +7,7 @@ from shared.kafka import RecordProducer
 from shared.logs import current_correlation_id
 from shared.messages import OrderEvent, OrderFetch, OrderWindow, headers
 from shared.topics import Topics
+from shared.tracing import traceparent
 
 
 class Publisher:
@@ -18,7 +19,7 @@ class Publisher:
 
     async def events(self, records: Sequence[OrderEvent | OrderFetch], *, run_id: UUID | None = None) -> None:
         """Publish to `order-events`."""
-        carried = headers(correlation_id=current_correlation_id(), run_id=run_id)
+        carried = headers(correlation_id=current_correlation_id(), run_id=run_id, traceparent=traceparent())
         await self._producer.publish_all(
             self._topics.order_events, [(record.key, record.encode(), carried) for record in records]
         )
@@ -31,7 +32,7 @@ class Publisher:
                 (
                     record.key,
                     record.encode(),
-                    headers(correlation_id=current_correlation_id(), run_id=record.run_id),
+                    headers(correlation_id=current_correlation_id(), run_id=record.run_id, traceparent=traceparent()),
                 )
                 for record in records
             ],

@@ -11,6 +11,7 @@ from services.poller.publish import Publisher
 from services.poller.settings import PollerSettings
 from shared.logs import correlated
 from shared.messages import OrderFetch, OrderWindow
+from shared.tracing import span
 
 _BATCH = 1000
 
@@ -25,7 +26,8 @@ WITH stuck AS (
 )
 UPDATE run_windows w SET published_at = now() FROM stuck WHERE w.run_id = stuck.run_id
 RETURNING w.run_id, w.user_token_id, w.bought_from, w.bought_to,
-          (SELECT h.correlation_id FROM sync_history r JOIN task_history h USING (task_id) WHERE r.run_id = w.run_id)
+          (SELECT ARRAY[h.correlation_id, h.traceparent]
+             FROM sync_history r JOIN task_history h USING (task_id) WHERE r.run_id = w.run_id) AS request
 """
 
 # Twice the time that it has waited so far, six hours at most: an outage does not make the topic grow.
@@ -40,8 +42,8 @@ UPDATE pending_fetches p
                                  * (0.9 + random() * 0.2)
   FROM due WHERE p.user_token_id = due.user_token_id AND p.allegro_order_id = due.allegro_order_id
 RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts,
-          (SELECT h.correlation_id FROM sync_history r JOIN task_history h USING (task_id)
-            WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1)
+          (SELECT ARRAY[h.correlation_id, h.traceparent] FROM sync_history r JOIN task_history h USING (task_id)
+            WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1) AS request
 """
 
 
@@ -102,26 +104,27 @@ class Redelivery:
 
     async def _windows(self) -> int:
         rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH)
-        for identifier, together in _by_request(rows).items():
-            with correlated(identifier):
+        for (identifier, parent), together in _by_request(rows).items():
+            with correlated(identifier), span("send windows", parent=parent):
                 await self._publisher.windows([_window(row) for row in together])
         metrics.redeliveries.labels("window").inc(len(rows))
         return len(rows)
 
     async def _fetches(self) -> int:
         rows = await self._pool.fetch(_DUE_FETCHES, _BATCH)
-        for identifier, together in _by_request(rows).items():
-            with correlated(identifier):
+        for (identifier, parent), together in _by_request(rows).items():
+            with correlated(identifier), span("send fetches", parent=parent):
                 await self._publisher.events([_fetch(row) for row in together])
         metrics.redeliveries.labels("fetch").inc(len(rows))
         return len(rows)
 
 
-def _by_request(rows: Sequence[asyncpg.Record]) -> Mapping[str | None, Sequence[asyncpg.Record]]:
-    """The rows by the correlation id of the request that they go back to, if they go back to one."""
-    together: defaultdict[str | None, list[asyncpg.Record]] = defaultdict(list)
+def _by_request(rows: Sequence[asyncpg.Record]) -> Mapping[tuple[str | None, str | None], Sequence[asyncpg.Record]]:
+    """The rows by correlation id and traceparent of the request that they go back to, if they go back to one."""
+    together: defaultdict[tuple[str | None, str | None], list[asyncpg.Record]] = defaultdict(list)
     for row in rows:
-        together[row["correlation_id"]].append(row)
+        identifier, parent = row["request"] or (None, None)
+        together[identifier, parent].append(row)
     return together
 
 

@@ -7,12 +7,14 @@ from shared.settings import (
     DatabaseSettings,
     EncryptionSettings,
     KafkaSettings,
-    LogSettings,
+    ServiceSettings,
     SyncSettings,
 )
 
 
-class PollerSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, LogSettings):
+class PollerSettings(
+    DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings, SyncSettings, ServiceSettings
+):
     poller_http_host: str = Field(default="127.0.0.1", description="where /livez, /readyz and /metrics are served")
     poller_http_port: int = Field(default=8101, ge=0, le=65535)
     poller_tick_seconds: float = Field(default=1.0, gt=0, le=60, description="between two looks for due work")

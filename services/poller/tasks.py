@@ -28,6 +28,7 @@ from shared.clock import Clock, to_event_id
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated, scrub
 from shared.messages import OrderEvent, OrderWindow
+from shared.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ WITH due AS (
 UPDATE task_history h
    SET lease_owner = $1, lease_until = now() + $3::interval, fence = h.fence + 1
   FROM due WHERE h.task_id = due.task_id
-RETURNING h.task_id, h.user_token_id, h.user_id, h.kind, h.parameters, h.correlation_id, h.fence, h.status
+RETURNING h.task_id, h.user_token_id, h.user_id, h.kind, h.parameters, h.correlation_id, h.traceparent,
+          h.fence, h.status
 """
 
 # The task's row is locked by this update, so a stop that is asked for at the same moment comes before or after it.
@@ -217,6 +219,7 @@ class Task:
     kind: str
     parameters: bytes
     correlation_id: str | None
+    traceparent: str | None
     fence: int
     is_resumed: bool
 
@@ -264,6 +267,7 @@ class TaskPlanner:
                 kind=row["kind"],
                 parameters=row["parameters"],
                 correlation_id=row["correlation_id"],
+                traceparent=row["traceparent"],
                 fence=row["fence"],
                 is_resumed=row["status"] == "running",
             )
@@ -272,7 +276,10 @@ class TaskPlanner:
 
     async def plan(self, task: Task) -> None:
         """Make the task a run; one that cannot be done fails and says why, one that cannot yet is tried again."""
-        with correlated(task.correlation_id, user=task.user_id):
+        with (
+            correlated(task.correlation_id, user=task.user_id),
+            span(f"begin {task.kind}", {"orders_backup.token_id": task.token_id}, parent=task.traceparent),
+        ):
             try:
                 await self._plan(task)
             except LeaseLostError as error:

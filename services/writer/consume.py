@@ -20,9 +20,10 @@ from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
 from shared.delivery import DeadLetter, RebalanceLog, commit, lags_told, next_offsets
 from shared.kafka import RecordProducer, UnsendableRecordError
-from shared.messages import correlation_id_of
+from shared.messages import correlation_id_of, traceparent_of
 from shared.service import is_transient
 from shared.topics import Topics
+from shared.tracing import add_span, is_on
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class Writer:
     async def _until_durable(self, gathered: _Gathered) -> None:
         """Store the records; while PostgreSQL or Kafka is away, wait: nothing is set aside for that."""
         delay = _FIRST_RETRY_SECONDS
+        started_ns = time.time_ns()
         while True:
             try:
                 with self._metrics.batch_seconds.time():
@@ -164,6 +166,7 @@ class Writer:
             else:
                 self._metrics.observe(written, len(gathered.records))
                 _say_stored(gathered.records)
+                _trace_stored(gathered.records, started_ns)
                 return
 
     async def store(self, records: Sequence[ConsumerRecord]) -> Written:
@@ -213,6 +216,17 @@ def _say_stored(records: Sequence[ConsumerRecord]) -> None:
     counts = Counter(correlation_id_of(record.headers) for record in records)
     for identifier, number in counts.items():
         logger.info("stored", extra={"correlation_id": identifier, "records": number})
+
+
+def _trace_stored(records: Sequence[ConsumerRecord], started_ns: int) -> None:
+    """A batch belongs to many traces: each gets a span of its own for the transaction that they share."""
+    if not is_on():
+        return
+    parents = Counter(traceparent_of(record.headers) for record in records)
+    for parent, number in parents.items():
+        if parent is not None:
+            numbers = {"messaging.batch.message_count": number, "orders_backup.transaction_records": len(records)}
+            add_span("store", numbers, kind="consumer", parent=parent, started_ns=started_ns)
 
 
 def _stand_ins(batch: Batch) -> list[Mapping[bytes, Storable]]:

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from shared.settings import DatabaseSettings, KafkaSettings, LogSettings
+from shared.settings import DatabaseSettings, KafkaSettings, ServiceSettings
 
 
-class WriterSettings(DatabaseSettings, KafkaSettings, LogSettings):
+class WriterSettings(DatabaseSettings, KafkaSettings, ServiceSettings):
     writer_http_host: str = Field(default="127.0.0.1", description="where /livez, /readyz and /metrics are served")
     writer_http_port: int = Field(default=8103, ge=0, le=65535)
     writer_batch_records: int = Field(

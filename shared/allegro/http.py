@@ -19,6 +19,7 @@ from shared.allegro import metrics
 from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError
 from shared.request_limits import Endpoint
 from shared.settings import AllegroSettings
+from shared.tracing import span, tell
 
 ACCEPT = "application/vnd.allegro.public.v1+json"
 # More than there are calls at a time: a permission to call must not grow old in the queue for a connection.
@@ -139,6 +140,18 @@ async def exchange(
     answer is cut off or garbled. The transport's exception is not chained: it holds the request, and the request
     holds the secret.
     """
+    told = {"http.request.method": method, "orders_backup.endpoint": endpoint.value}
+    with span(f"Allegro {endpoint.value}", told, kind="client"):
+        answer = await _exchange(http, endpoint, method, url, timeout_seconds=timeout_seconds, **arguments)
+        tell({"http.response.status_code": answer.status})
+        if answer.trace_id is not None:
+            tell({"allegro.trace_id": answer.trace_id})
+        return answer
+
+
+async def _exchange(
+    http: AllegroHttp, endpoint: Endpoint, method: str, url: str, *, timeout_seconds: float, **arguments: Any
+) -> Answer:
     started = time.perf_counter()
     try:
         async with asyncio.timeout(timeout_seconds):

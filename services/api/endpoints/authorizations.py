@@ -22,6 +22,7 @@ from services.api.problems import (
 )
 from shared.logs import current_correlation_id
 from shared.token_vault import device_code_binding
+from shared.tracing import traceparent
 
 router = APIRouter(prefix="/api/v1/tokens/auth", tags=["connect a seller"])
 
@@ -30,9 +31,9 @@ _INSERT = """
 WITH started AS (
     INSERT INTO device_authorizations (task_id, user_id, device_code, device_code_digest, key_id, user_code,
                                        verification_uri, verification_uri_complete, interval_seconds, expires_at,
-                                       next_poll_at, correlation_id)
+                                       next_poll_at, correlation_id, traceparent)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + $10::int * interval '1 second',
-            now() + $9::int * interval '1 second', $11)
+            now() + $9::int * interval '1 second', $11, $12)
     RETURNING task_id
 )
 SELECT pg_notify('orders_backup_devices', task_id::text) FROM started
@@ -135,6 +136,7 @@ async def initialize(body: InitializeAuthorization, context: Context, caller: Kn
         code.interval,
         code.expires_in,
         current_correlation_id(),
+        traceparent(),
     )
     return Authorization(
         task_id=task_id,

@@ -24,6 +24,7 @@ from services.api.problems import (
     documented,
 )
 from shared.logs import current_correlation_id
+from shared.tracing import traceparent
 
 router = APIRouter(prefix="/api/v1/sync", tags=["synchronisation"])
 
@@ -50,8 +51,8 @@ _JOINABLE = f"""{_COLUMNS}
 """
 
 _INSERT = """
-INSERT INTO task_history (task_id, user_token_id, user_id, kind, parameters, requested_by, correlation_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO task_history (task_id, user_token_id, user_id, kind, parameters, requested_by, correlation_id, traceparent)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 RETURNING pg_notify('orders_backup_tasks', task_id::text)
 """
 
@@ -226,6 +227,7 @@ async def start_manual_sync(
             json.dumps(body.parameters()).encode(),
             caller.name,
             current_correlation_id(),
+            traceparent(),
         )
         row = await connection.fetchrow(f"{_COLUMNS} WHERE task_id = $1", task_id)
     return StartedTask(**_fields(row), joined=False)
