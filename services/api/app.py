@@ -8,6 +8,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.middleware.gzip import GZipMiddleware
+from fastapi.routing import APIRoute
 
 from services.api import problems
 from services.api.access import declared_scopes
@@ -131,7 +132,8 @@ def build_app(
     app.include_router(health.router)
     app.include_router(topics.router)
     app.include_router(pages.router)
-    problems.install(app)
+    routers = (*(subject.router for subject in SUBJECTS), health.router, topics.router, pages.router)
+    problems.install(app, [route for router in routers for route in router.routes if isinstance(route, APIRoute)])
     keys = KeyStore(lambda: connections.get().pool)
     changes = ChangeRoutes(route for subject in SUBJECTS for route in subject.router.routes)
     # From the inside to the outside.

@@ -49,9 +49,9 @@ class Gate:
             if key is None:
                 state["caller"] = Caller(ANONYMOUS, AccessScope.ADMIN, None)
             else:
-                self._count(key, state[HEADERS])
                 users = None if key.user_ids is None else sorted(key.user_ids)
                 state["caller"] = Caller(key.name, key.scope, users)
+                self._count(key, state[HEADERS])
         await self._app(scope, receive, send)
 
     async def _identify(self, header: bytes | None) -> ApiKey | None:

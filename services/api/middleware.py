@@ -193,4 +193,6 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
     failed = str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
     told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
     tell(told, name=f"{method} {route}", failed=failed)
-    logger.info("request", extra={"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 2)})
+    caller = getattr(scope["state"].get("caller"), "name", None)
+    asked = {"method": method, "route": route, "caller": caller}
+    logger.info("request", extra={**asked, "status": status, "ms": round(seconds * 1000, 2)})

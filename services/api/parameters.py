@@ -1,5 +1,6 @@
 """What clients may put into paths, queries and bodies: types that hold only what PostgreSQL can store."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -10,13 +11,14 @@ from fastapi import Path, Request
 from fastapi.dependencies.utils import get_dependant, get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from services.api.problems import InvalidField, InvalidInputError
 
 # PostgreSQL's text holds no NUL.
 NO_NUL = r"^[^\x00]*$"
 _BIGINT = 2**63 - 1
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 
 
 def refuse_unknown_query(request: Request) -> None:
@@ -53,7 +55,14 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("lies outside of the years 1 to 9999") from None
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+def _written_out(moment: object) -> object:
+    """A number would be taken for seconds since 1970, or for milliseconds if it is large."""
+    if isinstance(moment, int | float) or (isinstance(moment, str) and not _DATE.match(moment)):
+        raise ValueError("not a point in time with its offset, such as 2026-10-10T22:15:31Z")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_in_utc)]
 """A point in time with its offset (RFC 3339)."""
 
 

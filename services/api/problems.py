@@ -3,7 +3,7 @@
 Every type stands in `docs/api.md`; a test compares the two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from math import ceil
@@ -14,8 +14,10 @@ from aiokafka.errors import KafkaError
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from shared.allegro.errors import (
     AccessDeniedError,
@@ -326,15 +328,25 @@ async def _on_validation(_request: Request, error: Exception) -> Response:
     return _of_validation(error).response()
 
 
-async def _on_http(_request: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it below
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        error.headers = {"Allow": _allowed(request)}
     response = _of_http(error).response()
     response.headers.update(error.headers or {})
     return response
 
 
-def install(app: FastAPI) -> None:
+def _allowed(request: Request) -> str:
+    """Every method of the address (RFC 9110, 10.2.1); the framework names those of the first endpoint alone."""
+    endpoints: Iterable[APIRoute] = request.app.state.endpoints
+    found = (route.methods or () for route in endpoints if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for methods in found for method in methods}))
+
+
+def install(app: FastAPI, endpoints: Sequence[APIRoute]) -> None:
     """The framework's own errors become problems too; all others are answered by the frame (`middleware.py`)."""
+    app.state.endpoints = endpoints
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
 

@@ -256,6 +256,13 @@ class TestErrors:
             pytest.param("POST", "/api/v1/sync/activate", {"user_id": "nobody"}, 404, id="unknown-user"),
             pytest.param("POST", "/api/v1/sync/deactivate", {"user_id": "nobody"}, 404, id="unknown-user-2"),
             pytest.param("PUT", "/api/v1/tokens/1", {"access_token": "a"}, 422, id="half-a-pair"),
+            pytest.param("GET", "/api/v1/orders/shop-1?bought_from=1767225600", None, 422, id="seconds-since-1970"),
+            pytest.param("POST", "/api/v1/sync/manual/shop-1", {"from": 1767225600}, 422, id="number-for-a-time"),
+            pytest.param("POST", "/api/v1/sync/manual/shop-1", {"from": "1767225600"}, 422, id="text-of-a-number"),
+            pytest.param(
+                *("POST", "/api/v1/sync/activate", {"user_id": "shop-1", "interval_seconds": "60"}, 422),
+                id="text-for-a-number",
+            ),
         ],
     )
     async def test_input_of_any_kind_is_the_clients_mistake_not_ours(
@@ -267,6 +274,22 @@ class TestErrors:
 
         assert answer.status_code == status, answer.text
         assert answer.headers["content-type"] == "application/problem+json"
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allowed"),
+        [
+            ("PATCH", "/api/v1/tokens/", "GET, POST"),
+            ("POST", "/api/v1/tokens/1", "DELETE, GET, PUT"),
+            ("POST", "/health", "GET"),
+            ("GET", "/api/v1/sync/activate", "POST"),
+        ],
+    )
+    async def test_a_wrong_method_is_told_every_right_one(
+        self, api: httpx.AsyncClient, method: str, path: str, allowed: str
+    ) -> None:
+        answer = await api.request(method, path)
+
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
     async def test_a_lone_surrogate_is_refused(self, api: httpx.AsyncClient) -> None:
         answer = await api.post(

@@ -1,5 +1,6 @@
 """How often a key may call."""
 
+import logging
 from datetime import timedelta
 
 import asyncpg
@@ -63,8 +64,9 @@ class TestRates:
 @pytest.mark.integration
 class TestGate:
     async def test_a_key_that_calls_too_often_is_told_when_to_come_back(
-        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO, logger="services.api.middleware")
         slow = await a_key(pool, AccessScope.READ, name="slow", requests_per_minute=1)
         other = await a_key(pool, AccessScope.READ, name="other")
 
@@ -79,6 +81,8 @@ class TestGate:
         assert second.headers["ratelimit"].startswith('"minute";r=0;t=')
         assert of_the_other.status_code == 404
         assert of_the_other.headers["ratelimit-policy"] == '"minute";q=12000;w=60'
+        lines = [(record.caller, record.status) for record in caplog.records if record.message == "request"]  # type: ignore[attr-defined]
+        assert lines == [("slow", 200), ("slow", 429), ("other", 404)]
 
     async def test_the_allowance_comes_back_by_the_clock(self, pool: asyncpg.Pool) -> None:
         key = await a_key(pool, AccessScope.READ, name="slow", requests_per_minute=2)

@@ -27,6 +27,22 @@ _RETRY = b"retry: 2000\n\n"
 _EXAMPLE = 'id: 5f0c2b7e9d1a4c38\nevent: progress\ndata: {"task_id":"0b9d64a8-...","status":"running","run":{...}}\n\n'
 
 
+# The schema of each event, by the name that OpenAPI 3.2 gave it; earlier ones have none for a stream.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": ["progress", "end"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/TaskWithRun"},
+        },
+    },
+    "required": ["id", "event", "data"],
+}
+
+
 @dataclass(frozen=True)
 class State:
     """A task at one moment."""
@@ -66,7 +82,7 @@ class _Events(StreamingResponse):
     responses={
         200: {
             "description": "Events until the task has ended",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+            "content": {"text/event-stream": {"itemSchema": _EVENT, "example": _EXAMPLE}},
         },
         204: {"description": "The task has ended, and the client knows how: it need not come back"},
         **documented(UnknownTaskError),

@@ -73,7 +73,7 @@ class Schedules(Page[Schedule]):
 
 class Activate(RequestBody):
     user_id: UserId
-    interval_seconds: int | None = Field(default=None, ge=1, le=86400, description="as before if left out")
+    interval_seconds: int | None = Field(default=None, strict=True, ge=1, le=86400, description="as before if left out")
 
 
 class Deactivate(RequestBody):

@@ -111,7 +111,9 @@ class TokenPairBody(RequestBody):
 
     access_token: SecretStr = Field(min_length=1, max_length=20_000)
     refresh_token: SecretStr = Field(min_length=1, max_length=20_000)
-    expires_in: int = Field(gt=0, le=10**8, description="of the access token, in seconds", examples=[43199])
+    expires_in: int = Field(
+        strict=True, gt=0, le=10**8, description="of the access token, in seconds", examples=[43199]
+    )
     scopes: list[Annotated[str, Field(max_length=200, pattern=r"^[\x21-\x7e]+$")]] = Field(default=[], max_length=100)
 
     def pair(self) -> TokenPair:
