@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from prometheus_client import Gauge
 
+from shared.errors import TransientError
 from shared.kafka import OutgoingRecord
 from shared.kafka_connection import connection_options
 from shared.logs import scrub
@@ -36,6 +37,9 @@ LAG = Gauge(
 )
 
 _LAG_SECONDS = 5.0
+# A rebalance takes a minute at most (`open_consumer`); what takes longer is no rebalance.
+_LONGEST_POLL_SECONDS = 75.0
+_LONGEST_COMMIT_SECONDS = 15.0
 _MAX_ERROR_LENGTH = 2000
 _PREFIX = "dead-letter-"
 _CAUSE_HEADERS = frozenset(
@@ -207,13 +211,35 @@ def next_offsets(records: Iterable[ConsumerRecord]) -> dict[TopicPartition, int]
     return {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
 
 
+class SilentConsumerError(TransientError):
+    """The consumer neither gives records nor says that there are none: Kafka is away, or the consumer is stuck."""
+
+
+async def poll(
+    consumer: AIOKafkaConsumer, *, timeout_ms: int, max_records: int
+) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
+    """What has come, or comes within `timeout_ms`; raises SilentConsumerError if there is no saying.
+
+    aiokafka waits for ever for the end of a rebalance and for Kafka to come back; a new consumer finds out which it is.
+    """
+    try:
+        async with asyncio.timeout(_LONGEST_POLL_SECONDS):
+            polled: Mapping[TopicPartition, Sequence[ConsumerRecord]] = await consumer.getmany(
+                timeout_ms=timeout_ms, max_records=max_records
+            )
+    except TimeoutError:
+        raise SilentConsumerError(f"no answer within {_LONGEST_POLL_SECONDS:g} s") from None
+    return polled
+
+
 async def commit(consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
     """Commit; if the partitions moved on or the broker is away, the records come again and change nothing."""
     if not offsets:
         return
     try:
-        await consumer.commit(dict(offsets))
-    except (CommitFailedError, IllegalStateError, KafkaError) as error:
+        async with asyncio.timeout(_LONGEST_COMMIT_SECONDS):  # aiokafka waits for the group's coordinator for ever
+            await consumer.commit(dict(offsets))
+    except (CommitFailedError, IllegalStateError, KafkaError, TimeoutError) as error:
         logger.warning("offsets not committed: these records will come again", extra={"error": repr(error)})
 
 

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from prometheus_client import Gauge
 
-from shared.delivery import commit, lags_told
+from shared.delivery import commit, lags_told, poll
 from shared.service import is_transient
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
 
     async def _take(self, consumer: AIOKafkaConsumer) -> None:
         while True:
-            polled = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
+            polled = await poll(consumer, timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
             self._progressed()
             for partition, records in polled.items():
                 self._dispatch(partition, records)

@@ -18,7 +18,7 @@ from services.writer.batch import SERVICE, Batch, collect, extend
 from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
-from shared.delivery import DeadLetter, RebalanceLog, commit, lags_told, next_offsets
+from shared.delivery import DeadLetter, RebalanceLog, commit, lags_told, next_offsets, poll
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.messages import correlation_id_of, traceparent_of
 from shared.service import is_transient
@@ -82,6 +82,7 @@ class Writer:
         """Consume until cancelled. A batch in hand is then dropped: it was not committed and comes again."""
         consumer = self._open_consumer()
         topics = [self._topics.order_events, self._topics.orders, self._topics.dead_letters]
+        self._free.set()  # an error may have ended the run before in the middle of a batch
         consumer.subscribe(topics, listener=RebalanceLog())
         try:
             await consumer.start()
@@ -138,8 +139,9 @@ class Writer:
     async def _take(self, consumer: AIOKafkaConsumer, gathered: _Gathered, *, timeout_ms: int) -> None:
         """Add the records of one poll."""
         room = self._max_records - len(gathered.records)
-        polled = await consumer.getmany(timeout_ms=timeout_ms, max_records=room)
-        self._progressed()
+        polled = await poll(consumer, timeout_ms=timeout_ms, max_records=room)
+        if self._free.is_set():  # else what has to go on is the batch that is being stored
+            self._progressed()
         records = list(chain.from_iterable(polled.values()))
         for start in range(0, len(records), _SLICE_RECORDS):
             part = records[start : start + _SLICE_RECORDS]
@@ -190,6 +192,7 @@ class Writer:
 
     async def _apply(self, batch: Batch, storable: Mapping[bytes, Storable] | None = None) -> Written:
         written = await self._store.apply(batch, storable=storable)
+        self._progressed()
         await asyncio.gather(*(self._tell(letter) for letter in batch.unreadable))
         return written
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import asyncpg
 import pytest
@@ -246,3 +247,28 @@ async def test_reading_everything_again_from_the_beginning_changes_nothing(
 
 async def _is(value: Awaitable[int], wanted: int) -> bool:
     return await value == wanted
+
+
+class BuggyStore(Store):
+    """Fails once, by a bug."""
+
+    failed = False
+
+    async def apply(self, *batch: Any, **storable: Any) -> Written:
+        if not self.failed:
+            self.failed = True
+            raise ZeroDivisionError
+        return await super().apply(*batch, **storable)
+
+
+async def test_after_a_bug_a_single_record_is_stored_without_waiting_for_a_full_batch(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    await send(settings, [(settings.topics.orders, b"1", an_observation().encode(), [])])
+    writer = a_writer(settings, BuggyStore(pool), producer, metrics)
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(60):
+            await writer.run()
+
+    async with running(writer):
+        await until(partial(pool.fetchval, "SELECT count(*) = 1 FROM orders"))
