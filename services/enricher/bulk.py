@@ -53,7 +53,7 @@ _STOP_CHECK_SECONDS = 1.0
 # language=sql
 _BEGIN = """
 UPDATE run_windows w
-   SET attempt = w.attempt + 1, progress_at = now()
+   SET attempt = w.attempt + 1, published_at = now()
   FROM sync_history r
  WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.completed_at IS NULL
 RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests

@@ -14,13 +14,18 @@ from shared.messages import OrderFetch, OrderWindow
 from shared.tracing import span
 
 _BATCH = 1000
+# Of the patience with a bulk load that does not move: 32 minutes by default.
+_MAX_PATIENCE_FACTOR = 16
 
+# What a walk has found may wait for a busy writer: walking again makes its backlog longer. So each time without
+# progress waits twice as long as the time before. `published_at` is when it was sent out or taken up last.
 # language=sql
 _STUCK_WINDOWS = """
 WITH stuck AS (
     SELECT w.run_id FROM run_windows w
       JOIN sync_history r USING (run_id) JOIN user_tokens t ON t.id = w.user_token_id
-     WHERE NOT w.finished AND r.completed_at IS NULL AND greatest(w.progress_at, w.published_at) < now() - $1::interval
+     WHERE NOT w.finished AND r.completed_at IS NULL AND w.progress_at < now() - $1::interval
+       AND w.published_at < now() - greatest($1, least(w.published_at - w.progress_at, $1 * $3::float8))
        AND t.status IN ('active', 'refresh_failed')
      ORDER BY w.progress_at LIMIT $2 FOR UPDATE OF w SKIP LOCKED
 )
@@ -103,7 +108,7 @@ class Redelivery:
         await self._pool.execute(_END_WALKED)
 
     async def _windows(self) -> int:
-        rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH)
+        rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH, _MAX_PATIENCE_FACTOR)
         for (identifier, parent), together in _by_request(rows).items():
             with correlated(identifier), span("send windows", parent=parent):
                 await self._publisher.windows([_window(row) for row in together])

@@ -34,7 +34,9 @@ class PollerSettings(
         default=120.0, gt=0, description="the stored cursor has to follow what was published within this"
     )
     poller_window_redelivery_seconds: float = Field(
-        default=120.0, gt=0, description="a bulk load without progress for this long is sent out again"
+        default=120.0,
+        gt=0,
+        description="a bulk load without progress for this long is sent out again; each time after twice as long",
     )
     poller_stalled_seconds: float = Field(
         default=900.0, gt=0, description="a run without progress for this long is shown as stalled"

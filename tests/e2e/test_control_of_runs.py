@@ -11,12 +11,11 @@ import pytest
 
 from benchmarks.stack import NO_LIMITS, BenchStack, Replica, bench_stack
 from shared.database import open_pool
+from tests.e2e.waiting import TEST_SECONDS, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
 _ORDERS = 4000
-_PATIENCE_SECONDS = 90.0
-_LOOK_SECONDS = 0.05
 # The bar is two seconds; twice that is for machines that do other things as well.
 _HEARD_WITHIN = timedelta(seconds=4)
 
@@ -53,13 +52,6 @@ class Apis:
 
     async def close(self) -> None:
         await asyncio.gather(*(client.aclose() for client in self._clients))
-
-
-async def until(pool: asyncpg.Pool, question: str) -> None:
-    """Wait until the answer is true."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not await pool.fetchval(question):  # noqa: ASYNC110 - other processes' work
-            await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def heard_after(pool: asyncpg.Pool, task_id: str) -> timedelta:

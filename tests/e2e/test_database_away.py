@@ -7,19 +7,17 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack
-from devstack.ledger import Comparison, compare
+from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack
 from shared.database import open_pool
 from shared.sync_start import begin_sync
+from tests.e2e.waiting import TEST_SECONDS, compared, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
 _SELLERS = 2
 _ORDERS = 3000
 _LIVE_ORDERS = 200
 _AWAY_SECONDS = 10.0
-_PATIENCE_SECONDS = 150.0
-_LOOK_SECONDS = 0.2
 
 
 @pytest.fixture
@@ -44,26 +42,6 @@ async def pool(stack: BenchStack) -> AsyncIterator[asyncpg.Pool]:
     opened.terminate()
 
 
-async def until(pool: asyncpg.Pool, question: str) -> None:
-    """Wait until the answer is true."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not await pool.fetchval(question):  # noqa: ASYNC110 - other processes' work
-            await asyncio.sleep(_LOOK_SECONDS)
-
-
-async def equal(stack: BenchStack, pool: asyncpg.Pool, sellers: list[Seller]) -> Comparison:
-    """Compare until the tables equal the ledger, or the patience is over; returns the last comparison."""
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + _PATIENCE_SECONDS
-    async with stack.control() as control, pool.acquire() as connection:
-        while True:
-            comparison = await compare(control, [seller.seller_id for seller in sellers], connection)
-            unfinished = await pool.fetchval("SELECT count(*) FROM sync_history WHERE completed_at IS NULL")
-            if (comparison.equal and not unfinished) or clock() > deadline:
-                return comparison
-            await asyncio.sleep(1)
-
-
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_while_the_database_is_away_nothing_is_set_aside_and_then_everything_goes_on(
     stack: BenchStack, pool: asyncpg.Pool, end: str
@@ -84,7 +62,7 @@ async def test_while_the_database_is_away_nothing_is_set_aside_and_then_everythi
         alive = [replica.child.running for each in replicas.values() for replica in each]
         stack.database.start()  # its end is tied to the thread that starts it
         await pool.expire_connections()
-        comparison = await equal(stack, pool, sellers)
+        comparison = await compared(stack, pool, sellers)
 
     assert alive == [True] * 3
     assert comparison.differences == 0, comparison.shown

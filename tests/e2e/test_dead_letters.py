@@ -12,10 +12,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack
 from shared.database import open_pool
 from shared.topics import Topics
+from tests.e2e.waiting import PATIENCE_SECONDS, TEST_SECONDS
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
-_PATIENCE_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 _PARTITIONS = 3
 
@@ -54,7 +54,7 @@ async def send(bootstrap: str, topic: str) -> None:
 async def read(bootstrap: str, topic: str, count: int) -> list[Raw]:
     found: list[Raw] = []
     async with (
-        asyncio.timeout(_PATIENCE_SECONDS),
+        asyncio.timeout(PATIENCE_SECONDS),
         AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest") as reader,
     ):
         reader.assign([TopicPartition(topic, number) for number in range(_PARTITIONS)])
@@ -66,7 +66,7 @@ async def read(bootstrap: str, topic: str, count: int) -> list[Raw]:
 
 async def letters(pool: asyncpg.Pool, count: int) -> list[int]:
     """The open dead letters, once there are so many."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             rows = await pool.fetch("SELECT id FROM dead_letters WHERE status = 'open'")
             if len(rows) >= count:

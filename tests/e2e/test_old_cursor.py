@@ -1,20 +1,17 @@
 """A pause longer than Allegro keeps events: what the journal forgot is listed by itself, and said so (P1, B7)."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
 
 from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack, give_schedules
-from devstack.ledger import compare
 from shared.database import open_pool
+from tests.e2e.waiting import TEST_SECONDS, compared, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
 _ORDERS = 1000
-_PATIENCE_SECONDS = 90.0
-_LOOK_SECONDS = 0.2
 
 # More than Allegro's 60 days; everything up to then had been stored, and is not in this database any more.
 _PAUSED = """
@@ -42,13 +39,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     opened.terminate()
 
 
-async def until(pool: asyncpg.Pool, question: str) -> None:
-    """Wait until the answer is true."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not await pool.fetchval(question):  # noqa: ASYNC110 - other processes' work
-            await asyncio.sleep(_LOOK_SECONDS)
-
-
 async def test_what_the_journal_forgot_is_listed_by_itself_and_said_so(stack: BenchStack, pool: asyncpg.Pool) -> None:
     sellers = await stack.connect_sellers(pool, 1)
     await give_schedules(pool, sellers, interval_seconds=1)
@@ -57,10 +47,7 @@ async def test_what_the_journal_forgot_is_listed_by_itself_and_said_so(stack: Be
     with stack.services(stack.environment(), poller=2, enricher=1, writer=1):
         await until(pool, "SELECT bool_and(finished_at IS NOT NULL) FROM task_history")
         await until(pool, "SELECT last_success > now() - interval '1 hour' FROM active_sync_schedules")
-        await until(pool, "SELECT count(*) = 0 FROM pending_fetches")
-        await until(pool, "SELECT NOT EXISTS (SELECT FROM sync_history WHERE completed_at IS NULL)")
-        async with stack.control() as control, pool.acquire() as connection:
-            comparison = await compare(control, [sellers[0].seller_id], connection)
+        comparison = await compared(stack, pool, sellers)
 
     tasks = await pool.fetch("SELECT kind, status, requested_by FROM task_history")
     assert [tuple(task) for task in tasks] == [("full", "completed", "the journal cursor is older than the journal")]

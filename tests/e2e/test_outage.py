@@ -8,18 +8,16 @@ import asyncpg
 import pytest
 
 from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack
-from devstack.ledger import Comparison, compare
 from shared.database import open_pool
 from shared.sync_start import begin_sync
+from tests.e2e.waiting import TEST_SECONDS, compared, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
 _SELLERS = 3
 _ORDERS = 3000
 _LIVE_ORDERS = 150
 _OUTAGE_SECONDS = 25.0
-_PATIENCE_SECONDS = 120.0
-_LOOK_SECONDS = 0.2
 
 
 @pytest.fixture
@@ -43,13 +41,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     opened.terminate()
 
 
-async def until(pool: asyncpg.Pool, question: str) -> None:
-    """Wait until the answer is true."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not await pool.fetchval(question):  # noqa: ASYNC110 - other processes' work
-            await asyncio.sleep(_LOOK_SECONDS)
-
-
 async def begin(stack: BenchStack, pool: asyncpg.Pool) -> list[Seller]:
     sellers = await stack.connect_sellers(pool, _SELLERS)
     for seller in sellers:
@@ -58,19 +49,6 @@ async def begin(stack: BenchStack, pool: asyncpg.Pool) -> list[Seller]:
                 connection, seller.token_id, interval=timedelta(seconds=2), full_interval=timedelta(days=10)
             )
     return sellers
-
-
-async def equal(stack: BenchStack, pool: asyncpg.Pool, sellers: list[Seller]) -> Comparison:
-    """Compare until the tables equal the ledger, or the patience is over; returns the last comparison."""
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + _PATIENCE_SECONDS
-    async with stack.control() as control, pool.acquire() as connection:
-        while True:
-            comparison = await compare(control, [seller.seller_id for seller in sellers], connection)
-            unfinished = await pool.fetchval("SELECT count(*) FROM sync_history WHERE completed_at IS NULL")
-            if (comparison.equal and not unfinished) or clock() > deadline:
-                return comparison
-            await asyncio.sleep(1)
 
 
 async def test_an_outage_pauses_the_work_and_costs_nothing_else(stack: BenchStack, pool: asyncpg.Pool) -> None:
@@ -90,7 +68,7 @@ async def test_an_outage_pauses_the_work_and_costs_nothing_else(stack: BenchStac
             attempts = await pool.fetchval("SELECT coalesce(max(attempts), 0) FROM pending_fetches")
             await control.set_faults({})
 
-            comparison = await equal(stack, pool, sellers)
+            comparison = await compared(stack, pool, sellers)
             await until(pool, "SELECT NOT EXISTS (SELECT FROM allegro_outages)")
 
     assert spent < 60  # probes, and the attempts that each process needs to notice

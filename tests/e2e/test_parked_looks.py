@@ -1,6 +1,5 @@
 """An order that could not be fetched is tried again, whatever is restarted or lost meanwhile (E2, P1)."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -8,11 +7,10 @@ import pytest
 
 from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack, give_schedules
 from shared.database import open_pool
+from tests.e2e.waiting import TEST_SECONDS, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
-_PATIENCE_SECONDS = 90.0
-_LOOK_SECONDS = 0.1
 _ATTEMPTS_OF_A_LOOK = 3
 
 
@@ -29,13 +27,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     opened = await open_pool(database_url, service="test", max_size=4)
     yield opened
     opened.terminate()
-
-
-async def until(pool: asyncpg.Pool, question: str) -> None:
-    """Wait until the answer is true."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not await pool.fetchval(question):  # noqa: ASYNC110 - other processes' work
-            await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def test_a_parked_order_outlives_every_process_and_the_brokers_data(

@@ -11,10 +11,10 @@ import pytest
 from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack, give_schedules
 from shared.database import open_pool
 from shared.sync_start import begin_sync
+from tests.e2e.waiting import PATIENCE_SECONDS, TEST_SECONDS, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.e2e]
+pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
-_PATIENCE_SECONDS = 90.0
 _LOOK_SECONDS = 0.2
 _ORDERS = 5000
 
@@ -36,20 +36,17 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     opened.terminate()
 
 
-async def until(pool: asyncpg.Pool, question: str, *arguments: object) -> None:
-    """Wait until the answer is true."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while True:
-            if await pool.fetchval(question, *arguments):
-                return
-            await asyncio.sleep(_LOOK_SECONDS)
-
-
 async def looks(stack: BenchStack) -> int:
     """Requests that were spent on orders: everything but the journal and the tokens."""
     async with stack.control() as control:
         requests: Mapping[str, int] = await control.requests()
     return sum(requests.get(endpoint, 0) for endpoint in ("list", "detail", "event_stats"))
+
+
+async def events_of(stack: BenchStack, seller: Seller) -> int:
+    async with stack.control() as control:
+        by_seller = (await control.summary())["by_seller"]
+    return next(int(one["events"]) for one in by_seller if one["seller_id"] == seller.seller_id)
 
 
 async def events_after_the_cursors(stack: BenchStack, pool: asyncpg.Pool, sellers: Sequence[Seller]) -> int:
@@ -71,8 +68,9 @@ async def test_an_initial_load_costs_a_request_for_a_hundred_orders(stack: Bench
             await begin_sync(
                 connection, seller.token_id, interval=timedelta(seconds=2), full_interval=timedelta(days=10)
             )
-        await until(pool, "SELECT status = 'completed' FROM task_history")
-        await until(pool, "SELECT count(*) > 0 FROM order_events")
+        await until(pool, "SELECT count(*) = $1 FROM orders", _ORDERS)
+        await until(pool, "SELECT count(*) = $1 FROM order_events", await events_of(stack, seller))
+        await until(pool, "SELECT count(*) = 0 FROM pending_fetches")
         spent = await looks(stack)
 
     assert await pool.fetchval("SELECT count(*) FROM orders") == _ORDERS
@@ -84,7 +82,7 @@ async def test_a_burst_of_five_events_costs_one_fetch(stack: BenchStack, pool: a
     await give_schedules(pool, sellers, interval_seconds=2)
     async with stack.control() as control:
         await control.start_live(400, 400, events_per_order=5, step_seconds=0.05, history=0)
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (await control.live())["active"]:  # noqa: ASYNC110 - another process' work
                 await asyncio.sleep(_LOOK_SECONDS)
         written = (await control.live())["events_written"]

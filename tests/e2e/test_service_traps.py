@@ -1,6 +1,5 @@
 """What FastStream and aiokafka would do to us, on a real broker: no door for strangers, no consumer dead in silence."""
 
-import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -24,8 +23,9 @@ from shared.settings import KafkaSettings
 from shared.topics import Topics
 from tests.builders import a_token, an_observation
 from tests.canary import a_secret
+from tests.e2e.waiting import TEST_SECONDS, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(TEST_SECONDS)]
 
 
 @pytest.fixture(autouse=True)
@@ -106,10 +106,10 @@ class TestConsumerThatDies:
             RecordProducer(KafkaSettings(**environment), service="test") as producer,
         ):
             await self._publish(producer, fresh_topics, "before")
-            await self._until(pool, 1)
+            await until(pool, "SELECT count(*) = 1 FROM orders")
             await consumers[0].stop()
             await self._publish(producer, fresh_topics, "after")
-            await self._until(pool, 2)
+            await until(pool, "SELECT count(*) = 2 FROM orders")
             ready = await client.get("/readyz")
 
         assert len(consumers) == 2
@@ -118,8 +118,3 @@ class TestConsumerThatDies:
     async def _publish(self, producer: RecordProducer, prefix: str, order_id: str) -> None:
         record = an_observation(order_id=order_id)
         await producer.publish_all(Topics(prefix).orders, [(record.key, record.encode(), [])])
-
-    async def _until(self, pool: asyncpg.Pool, orders: int) -> None:
-        async with asyncio.timeout(60):
-            while await pool.fetchval("SELECT count(*) FROM orders") < orders:  # noqa: ASYNC110 - rows in PostgreSQL
-                await asyncio.sleep(0.05)

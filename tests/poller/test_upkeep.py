@@ -93,6 +93,42 @@ async def test_a_walk_that_moves_is_left_alone(pool: asyncpg.Pool, redelivery: R
     assert kafka.records == []
 
 
+@pytest.mark.parametrize(
+    ("without_progress", "since_sent_out", "is_sent"),
+    [
+        (29, 29, False),
+        (31, 31, True),
+        (90, 31, False),
+        (90, 44, False),
+        (90, 46, True),
+        (1000, 479, False),
+        (1000, 481, True),
+        (9000, 479, False),
+        (9000, 481, True),
+    ],
+)
+async def test_a_walk_whose_orders_wait_for_a_busy_writer_is_sent_out_less_and_less_often(
+    pool: asyncpg.Pool,
+    redelivery: Redelivery,
+    kafka: Kafka,
+    without_progress: int,
+    since_sent_out: int,
+    is_sent: bool,
+) -> None:
+    await a_run(pool, token_id=await a_token(pool))
+    await pool.execute(
+        "UPDATE run_windows SET progress_at = now() - make_interval(secs => $1),"
+        "  published_at = now() - make_interval(secs => $2)",
+        without_progress,
+        since_sent_out,
+    )
+
+    await redelivery.turn()
+    await redelivery.turn()
+
+    assert len(kafka.on("order-windows")) == int(is_sent)
+
+
 async def test_complete_listings_are_queued_once_however_many_times_were_missed(pool: asyncpg.Pool) -> None:
     for number in range(3):
         await a_schedule(pool, await a_token(pool, user_id=f"shop-{number}"))
