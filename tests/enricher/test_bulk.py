@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -142,6 +142,19 @@ async def test_what_kafka_lost_is_walked_again_from_where_it_is_stored(world: Wo
     assert (incomplete["status"], incomplete["orders_processed"]) == ("running", 100)
     assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 250, 250)
     assert world.allegro.pages == 5
+
+
+async def test_taking_up_a_walk_is_no_progress_of_it(world: World) -> None:
+    """Else it would be sent out, and walked, again and again while its orders wait for a busy writer."""
+    long_ago = datetime(2026, 10, 1, tzinfo=UTC)
+    await world.pool.execute("UPDATE run_windows SET published_at = $1, progress_at = $1", long_ago)
+    world.topic.lost = set(range(1, 100))
+
+    await world.walk()
+
+    window = await world.pool.fetchrow("SELECT * FROM run_windows")
+    assert (window["attempt"], window["progress_at"]) == (1, long_ago)
+    assert window["published_at"] > long_ago
 
 
 async def test_a_walk_waits_out_an_outage(world: World) -> None:
