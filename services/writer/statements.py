@@ -75,8 +75,8 @@ WITH changed AS (
 SELECT user_token_id, allegro_order_id, added FROM changed
 """
 
-# A look at equal content that was exact (detail) or owed moves the version only: an older look that comes late must
-# not bring back what it showed. The mass of list observations of a full listing writes nothing.
+# A look that confirms what is stored, and was exact (detail) or owed, moves the version only: an older look that comes
+# late must not bring back what it showed. The mass of list observations of a full listing writes nothing.
 MOVE_OBSERVATIONS = """
 UPDATE orders o
    SET observed_at = n.observed_at

@@ -20,7 +20,7 @@ from services.writer.walk import WalkState, advance_all, is_complete
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter
 from shared.errors import PermanentError
-from shared.messages import OrderEvent, OrderFetchFailed, WindowFinished
+from shared.messages import OrderEvent, OrderFetchFailed, OrderMissing, OrderObserved, WindowFinished
 
 # How long the enricher has for a new event before the poller sends the order out again (docs/architecture.md).
 SETTLE_SECONDS = 120.0
@@ -170,17 +170,19 @@ class _Transaction:
         return {(row["user_token_id"], row["allegro_order_id"]): bool(row["added"]) for row in rows}
 
     async def _move_observations(self, changed: Collection[OrderKey]) -> None:
-        confirmed = [
-            seen
+        """What a look confirmed is as new as the look: the order as it was, or that it is gone."""
+        confirmed: list[OrderObserved | OrderMissing] = [
+            seen.record
             for key, seen in self._batch.observations.items()
             if key not in changed and (seen.record.observed_by == "detail" or key in self._settled_by)
         ]
+        confirmed += self._batch.missing.values()
         if confirmed:
             await self._connection.execute(
                 sql.MOVE_OBSERVATIONS,
-                [seen.record.token_id for seen in confirmed],
-                [seen.record.order_id for seen in confirmed],
-                [seen.record.observed_at for seen in confirmed],
+                [look.token_id for look in confirmed],
+                [look.order_id for look in confirmed],
+                [look.observed_at for look in confirmed],
             )
 
     def _order_columns(self, observations: Sequence[Observation]) -> list[list[Any]]:

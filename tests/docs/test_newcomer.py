@@ -14,12 +14,12 @@ import pytest
 
 from devstack.stack import without_ours
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 _ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^## First steps\n.*?```sh\n(.*?)```", re.DOTALL | re.MULTILINE)
 _MOST_COMMANDS = 10
-_SECONDS = 150
+_SECONDS = 600
 
 
 def _commands() -> list[str]:
@@ -74,6 +74,7 @@ def test_a_newcomer_connects_a_seller_and_takes_the_orders_along(fresh: Path) ->
             code = shell.wait(_SECONDS)
         finally:
             shell.kill()
+            shell.wait()
             _stop_what_is_left(fresh)
 
     said = (fresh / "output").read_text(errors="replace")

@@ -130,6 +130,18 @@ class TestOrders:
         assert still_gone["gone_at"] == after(10)
         assert back["gone_at"] is None
 
+    async def test_a_second_look_at_a_missing_order_keeps_out_an_older_list_that_comes_late(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        await store(pool, an_observation(after(0)))
+        for seconds in (10, 20):
+            await store(pool, OrderMissing(token_id=1, order_id=AN_ORDER, observed_at=after(seconds), reason="404"))
+
+        await store(pool, an_observation(after(15), note="b", by="list"))
+
+        gone = await the_order(pool)
+        assert (gone["gone_at"], gone["observed_at"]) == (after(10), after(20))
+
 
 class TestEvents:
     async def test_events_are_stored_once_and_the_cursor_follows(self, pool: asyncpg.Pool) -> None:
