@@ -26,6 +26,7 @@ from devstack.processes import ROOT
 from devstack.stack import SERVICES, Stack
 
 _ADDRESSES = "up.env"
+_SETTINGS = "services.env"
 _LOOK_SECONDS = 0.5
 _FIRST_BACKOFF_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -187,6 +188,23 @@ def _write_addresses(stack: Stack) -> Path:
     return half.replace(file)
 
 
+def _write_settings(stack: Stack) -> Path:
+    """What the services are told, secrets too, for commands that work on PostgreSQL and Kafka themselves.
+
+    For a shell of its own: whoever has these variables set and starts us again means servers that exist already.
+    """
+    lines = [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in sorted(stack.environment().items())
+        if os.environ.get(name) != value and not name.startswith("PYTHON")
+    ]
+    file = stack.folder / _SETTINGS
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write("\n".join(lines) + "\n")
+    return file
+
+
 def _welcome(stack: Stack, console: Console) -> None:
     """Where everything is, and what to try."""
     api = stack.url("api")
@@ -258,6 +276,7 @@ def run(plan: Plan, console: Console) -> int:
                 stack.start_services()
                 for service in SERVICES:
                     stack.wait_until_ready(service)
+                _write_settings(stack)
                 _write_addresses(stack)
                 _welcome(stack, console)
                 watched = _watched(stack)

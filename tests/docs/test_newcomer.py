@@ -20,6 +20,7 @@ _ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^## First steps\n.*?```sh\n(.*?)```", re.DOTALL | re.MULTILINE)
 _MOST_COMMANDS = 10
 _SECONDS = 600
+_DOCTOR = "(. .data/services.env; orders-backup doctor)"
 
 
 def _commands() -> list[str]:
@@ -55,11 +56,13 @@ def fresh() -> Iterator[Path]:
 
 def test_there_are_few_of_them() -> None:
     assert len(_commands()) < _MOST_COMMANDS
+    assert _DOCTOR in (_ROOT / "README.md").read_text()
 
 
 def test_a_newcomer_connects_a_seller_and_takes_the_orders_along(fresh: Path) -> None:
     # Job control, as at a prompt: `wait %2` and `kill %1` name jobs.
-    script = "set -m\n" + "\n".join(_commands()) + "\nresult=$?\nkill -INT %1\nwait %1\nexit $result\n"
+    commands = "\n".join((*_commands(), _DOCTOR))
+    script = f"set -m\nresult=0\ntrap 'result=$?' ERR\n{commands}\ntrap - ERR\nkill -INT %1\nwait %1\nexit $result\n"
     environment = without_ours(os.environ) | {"PYTHONUNBUFFERED": "1"}
     with (fresh / "output").open("wb") as output:
         shell = subprocess.Popen(
