@@ -37,6 +37,7 @@ _POLL_SECONDS = 1.0
 _CONSENT_SECONDS = 120.0
 _TASK_SECONDS = 15.0
 _SHOWN = 20
+_QUIET_SECONDS = 15.0
 _LIST_LAG_SECONDS = 5.0
 # Bodies that PostgreSQL or ordinary readers stumble over, and that are nevertheless orders. They stay: they are data.
 _TOXIC = {"toxic": {"rate": 0.02, "kinds": ["nul", "duplicate_keys", "huge_number", "big"], "amount": 200_000}}
@@ -67,6 +68,13 @@ _BAD_NETWORK = {
     "invalid_grant_once": {"times": 2},
 }
 _FAULTS = {**_LYING_JOURNAL, **_BAD_NETWORK, **_TOXIC}
+# Where Allegro alone is at fault: some events come hours late, which is after everything has been compared.
+_LYING_ALLEGRO = {
+    **_LYING_JOURNAL,
+    "journal_missing": 0.01,
+    "journal_late": {"rate": 0.02, "amount": 7200},
+    "event_stats_null": 1.0,
+}
 _AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, httpx.HTTPError)
 
 # language=sql
@@ -97,7 +105,18 @@ class Options:
     orders: int = 1000
     live_rate: float = 4.0
     drain_seconds: float = 600.0
+    calm: bool = False
     keep: bool = False
+
+    @property
+    def faults(self) -> Mapping[str, object]:
+        """Of Allegro, while the sellers sell."""
+        return _LYING_ALLEGRO if self.calm else _FAULTS
+
+    @property
+    def lasting_faults(self) -> Mapping[str, object]:
+        """Of Allegro, until the end."""
+        return _LYING_ALLEGRO if self.calm else _TOXIC
 
 
 @dataclass
@@ -164,22 +183,22 @@ class Chaos:
         """Everything; what is wrong ends up in the report."""
         async with self._stack.connection() as database:
             await watch_rows(database)
+        await self._control.set_faults(_LYING_ALLEGRO if self._options.calm else {})
         async with self._api("api") as api:
-            for number in range(1, self._options.sellers + 1):
-                await self._connect(api, f"shop-{number}")
+            await asyncio.gather(*(self._connect(api, f"shop-{n}") for n in range(1, self._options.sellers + 1)))
         seconds = self._options.minutes * 60
-        await self._control.set_faults(_FAULTS)
+        await self._control.set_faults(self._options.faults)
         await self._control.start_live(round(seconds * self._options.live_rate), self._options.live_rate)
-        injector = Injector(self._stack, self._control, list(self._sellers), _FAULTS, self._say)
+        injector = Injector(self._stack, self._control, list(self._sellers), self._options.faults, self._say)
         watch = Watch(self._stack, injector.down.__contains__)
         watching = asyncio.create_task(watch.run())
-        asking = asyncio.create_task(self._ask_for_listings())
+        asking = asyncio.create_task(asyncio.sleep(0) if self._options.calm else self._ask_for_listings())
         began = time.time()
         try:
-            await injector.run(make_plan(self._options.seed, seconds))
+            await injector.run([] if self._options.calm else make_plan(self._options.seed, seconds))
             asking.cancel()
-            await self._control.set_faults(_TOXIC)
-            self._say("faults are off; waiting until nothing is owed any more")
+            await self._control.set_faults(self._options.lasting_faults)
+            self._say("waiting until nothing is owed any more")
             await self._settle(injector)
             await self._list_once_more()
             self._report.struck = (await self._control.stats())["faults_struck"]
@@ -224,9 +243,9 @@ class Chaos:
 
     async def _settle(self, injector: Injector) -> None:
         """Wait until nothing is owed any more; what still is when the time is up is found by the checks."""
-        began = time.monotonic()
+        began = written_at = time.monotonic()
         await injector.until_ready()
-        shown = 0.0
+        shown, written = 0.0, -1
         while time.monotonic() - began < self._options.drain_seconds:
             live = await self._control.live()
             wanted = (await self._control.summary())["events"]
@@ -240,22 +259,30 @@ class Chaos:
                 shown = time.monotonic()
                 self._say(f"  {dict(state)} of {wanted} events")
             owed = state["pending"] + state["runs"] + state["tasks"] + state["outbox"] + state["tokens"]
-            if not live["active"] and state["events"] >= wanted and not owed:
+            if wanted != written:
+                written, written_at = wanted, time.monotonic()
+            # Where events come hours late, all is over when no other one has come for a while.
+            is_quiet = self._options.calm and time.monotonic() - written_at > _QUIET_SECONDS
+            sells = live["remaining"] or live["steps_to_come"] or (live["events_to_come"] and not is_quiet)
+            if not sells and state["events"] >= wanted and not owed:
                 break
             await asyncio.sleep(_POLL_SECONDS)
         self._report.drain_seconds = time.monotonic() - began
 
     async def _list_once_more(self) -> None:
-        """One reconciliation of every seller, alone: it finds what the journal never told, and its counts are exact."""
+        """One reconciliation of every seller: it finds what the journal never told, and its counts are exact."""
         summary = {one["seller_id"]: one for one in (await self._control.summary())["by_seller"]}
         complaints: list[str] = []
         async with self._api("api") as api, self._stack.connection() as database:
-            for token, user in self._users.items():
-                before = await database.fetchval("SELECT coalesce(max(id), 0) FROM chaos.changes")
-                task = (await api.post(f"/sync/manual/{user}", json={"kind": "full"})).raise_for_status().json()
+            before = await database.fetchval("SELECT coalesce(max(id), 0) FROM chaos.changes")
+            tasks = {
+                token: (await api.post(f"/sync/manual/{user}", json={"kind": "full"})).raise_for_status().json()
+                for token, user in self._users.items()
+            }
+            for token, task in tasks.items():
                 run = await self._end_of(database, task["task_id"])
                 if run is None:
-                    complaints.append(f"the last listing of {user} did not end")
+                    complaints.append(f"the last listing of {self._users[token]} did not end")
                     continue
                 changes = await database.fetchrow(_CHANGES_SINCE, token, before)
                 complaints += verdict.wrong_listing(
@@ -389,7 +416,8 @@ def _run_in(folder: Path, options: Options, report: Report, say: Callable[[str],
             *("--sellers", str(options.sellers)),
             *("--orders", str(options.orders)),
             *("--seed", str(options.seed)),
-            *("--device-interval", "1"),
+            # All sellers come at once: the limit on new device codes is no part of this.
+            *("--device-interval", "1", "--device-limit", "0"),
             # Refreshed every half minute: a refresh is under way whenever a fault strikes.
             *("--token-lifetime", "60"),
         ],
@@ -430,6 +458,7 @@ def _settings() -> Mapping[str, str]:
         "POLLER_REDELIVERY_SECONDS": "15",
         "POLLER_WINDOW_REDELIVERY_SECONDS": "30",
         "ALLEGRO_TIMEOUT_SECONDS": "5",
+        "ALLEGRO_DEVICE_LIMIT_PER_MINUTE": "1000",
         "KAFKA_TOPIC_PREFIX": "chaos-",
     }
 
@@ -445,6 +474,9 @@ def options_from(arguments: Sequence[str]) -> Options:
     parser.add_argument("--live-rate", type=float, default=defaults.live_rate, help="new orders a second")
     parser.add_argument(
         "--drain-seconds", type=float, default=defaults.drain_seconds, help="how long to wait afterwards"
+    )
+    parser.add_argument(
+        "--calm", action="store_true", help="break nothing of ours: Allegro alone lies, and until the very end"
     )
     parser.add_argument("--keep", action="store_true", help="keep data and logs, and say where")
     return Options(**vars(parser.parse_args(arguments)))
