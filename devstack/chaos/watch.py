@@ -39,7 +39,9 @@ BEGIN
         IF NEW.gone_at IS NULL THEN
             INSERT INTO chaos.changes (user_token_id, op) VALUES (NEW.user_token_id, 'updated');
         END IF;
-    ELSIF NEW.updated_at <> OLD.updated_at THEN
+    ELSIF NEW.updated_at <> OLD.updated_at
+            AND (NEW.successor_order_id, NEW.gone_reason) IS NOT DISTINCT FROM (OLD.successor_order_id, OLD.gone_reason)
+    THEN
         INSERT INTO chaos.violations (what)
         VALUES ('order ' || OLD.allegro_order_id || ' was written without a change');
     END IF;
