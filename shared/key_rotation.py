@@ -12,14 +12,19 @@ from shared.encryption import DecryptionError, Keyring
 from shared.errors import ConfigurationError
 from shared.token_vault import access_binding, device_code_binding, refresh_binding
 
+# The envelope itself says it (`Keyring.seal`).
+_KEY_OF_ANSWER = "convert_from(substring(answer FROM 3 FOR get_byte(answer, 1)), 'UTF8')"
+
 # language=sql
-_KEYS_IN_USE = """
+_KEYS_IN_USE = f"""
 SELECT key_id, count(*) AS secrets FROM (
     SELECT key_id FROM user_tokens WHERE refresh_token IS NOT NULL
     UNION ALL
     SELECT key_id FROM device_authorizations WHERE device_code IS NOT NULL
+    UNION ALL
+    SELECT {_KEY_OF_ANSWER} FROM idempotent_requests WHERE answer IS NOT NULL
 ) stored GROUP BY key_id ORDER BY key_id
-"""
+"""  # noqa: S608 - a constant
 
 _PAIR_OF_KEY = "SELECT id, refresh_token FROM user_tokens WHERE key_id = $1 AND refresh_token IS NOT NULL LIMIT 1"
 
@@ -36,6 +41,11 @@ _CODES_OF_OLD_KEYS = """
 SELECT task_id, device_code FROM device_authorizations WHERE key_id <> $1 AND device_code IS NOT NULL
 """
 
+_ANSWERS_OF_OLD_KEYS = f"""
+SELECT caller, idempotency_key, answer FROM idempotent_requests
+ WHERE answer IS NOT NULL AND {_KEY_OF_ANSWER} <> $1 LIMIT $2
+"""  # noqa: S608 - a constant
+
 # Only what was read is replaced: a pair that was refreshed meanwhile is of the new key already.
 _REPLACE_PAIR = """
 UPDATE user_tokens SET access_token = $4, refresh_token = $5, key_id = $6
@@ -46,10 +56,15 @@ _REPLACE_CODE = """
 UPDATE device_authorizations SET device_code = $3, key_id = $4 WHERE task_id = $1 AND device_code = $2
 """
 
-_COUNT_OF_OLD_KEYS = """
+_REPLACE_ANSWER = """
+UPDATE idempotent_requests SET answer = $4 WHERE caller = $1 AND idempotency_key = $2 AND answer = $3
+"""
+
+_COUNT_OF_OLD_KEYS = f"""
 SELECT (SELECT count(*) FROM user_tokens WHERE key_id <> $1 AND refresh_token IS NOT NULL)
      + (SELECT count(*) FROM device_authorizations WHERE key_id <> $1 AND device_code IS NOT NULL)
-"""
+     + (SELECT count(*) FROM idempotent_requests WHERE answer IS NOT NULL AND {_KEY_OF_ANSWER} <> $1)
+"""  # noqa: S608 - a constant
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,11 @@ async def _open_a_sample(pool: asyncpg.Pool, keyring: Keyring, key_id: str) -> N
         keyring.open(code["device_code"], belongs_to=device_code_binding(code["task_id"]))
 
 
+def answer_binding(caller: str, idempotency_key: str) -> str:
+    """What the envelope of an answer that is stored under an idempotency key is bound to."""
+    return f"idempotent_requests:{caller}:{idempotency_key}"
+
+
 async def rotate(pool: asyncpg.Pool, keyring: Keyring, *, batch: int = 100) -> AsyncIterator[RotationProgress]:
     """Encrypt everything stored with the first key; tells how far it is after each batch.
 
@@ -94,6 +114,9 @@ async def rotate(pool: asyncpg.Pool, keyring: Keyring, *, batch: int = 100) -> A
     moved = 0
     for code in await pool.fetch(_CODES_OF_OLD_KEYS, primary):
         moved += await _move_code(pool, keyring, code)
+    while answers := await pool.fetch(_ANSWERS_OF_OLD_KEYS, primary, batch):
+        for answer in answers:
+            moved += await _move_answer(pool, keyring, answer)
     after = 0
     while tokens := await pool.fetch(_PAIRS_OF_OLD_KEYS, after, primary, batch):
         for token in tokens:
@@ -124,5 +147,14 @@ async def _move_code(pool: asyncpg.Pool, keyring: Keyring, code: asyncpg.Record)
     sealed = keyring.seal(keyring.open(code["device_code"], belongs_to=belongs), belongs_to=belongs)
     status: str = await pool.execute(
         _REPLACE_CODE, code["task_id"], code["device_code"], sealed.envelope, sealed.key_id
+    )
+    return status == "UPDATE 1"
+
+
+async def _move_answer(pool: asyncpg.Pool, keyring: Keyring, row: asyncpg.Record) -> bool:
+    belongs = answer_binding(row["caller"], row["idempotency_key"])
+    sealed = keyring.seal(keyring.open(row["answer"], belongs_to=belongs), belongs_to=belongs)
+    status: str = await pool.execute(
+        _REPLACE_ANSWER, row["caller"], row["idempotency_key"], row["answer"], sealed.envelope
     )
     return status == "UPDATE 1"

@@ -30,6 +30,7 @@ from services.api.problems import (
 )
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.encryption import DecryptionError, Keyring, Secret
+from shared.key_rotation import answer_binding
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class _Request:
             raise UnavailableError(f"The answer stored for this {HEADER} cannot be read: {error}") from error
 
     def _binding(self) -> str:
-        return f"idempotent_requests:{self.caller}:{self.key}"
+        return answer_binding(self.caller, self.key)
 
 
 class Idempotency:

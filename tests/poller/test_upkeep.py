@@ -230,6 +230,15 @@ async def test_what_has_aged_is_removed_and_orders_never(pool: asyncpg.Pool) -> 
     assert await pool.fetchval("SELECT count(*) FROM orders") == 1
 
 
+async def test_a_run_that_goes_on_is_kept_however_old_it_is(pool: asyncpg.Pool) -> None:
+    await a_run(pool, token_id=await a_token(pool))
+    await pool.execute("UPDATE sync_history SET started_at = now() - interval '91 days'")
+
+    await Housekeeper(pool, SETTINGS).turn()
+
+    assert await pool.fetchval("SELECT count(*) FROM sync_history") == 1
+
+
 async def test_the_audit_log_and_stored_answers_are_kept_for_their_time(pool: asyncpg.Pool) -> None:
     for age in (364, 366):
         await pool.execute(

@@ -10,7 +10,7 @@ import pytest
 from shared.database import open_pool
 from shared.encryption import DecryptionError, Keyring, Secret
 from shared.errors import ConfigurationError
-from shared.key_rotation import RotationProgress, check_keys, rotate
+from shared.key_rotation import RotationProgress, answer_binding, check_keys, rotate
 from shared.token_vault import access_binding, device_code_binding, refresh_binding
 from tests.builders import NOON
 from tests.canary import a_secret
@@ -135,6 +135,34 @@ class TestRotate:
 
         assert progress[-1].left == 0
         assert (await secrets(pool, keyring))[4:6] == [a_secret("refreshed")] * 2
+
+    async def test_answers_under_idempotency_keys_move_too(self, pool: asyncpg.Pool) -> None:
+        old, both = Keyring.parse(OLD), Keyring.parse(f"{NEW},{OLD}")
+        for number in range(3):
+            sealed = old.seal(
+                Secret(a_secret(f"answer-{number}")), belongs_to=answer_binding("caller", f"key-{number}")
+            )
+            await pool.execute(
+                "INSERT INTO idempotent_requests (caller, idempotency_key, request_digest, answer)"
+                " VALUES ('caller', $1, '', $2)",
+                f"key-{number}",
+                sealed.envelope,
+            )
+        await pool.execute(
+            "INSERT INTO idempotent_requests (caller, idempotency_key, request_digest) VALUES ('caller', 'open', '')"
+        )
+        with pytest.raises(ConfigurationError, match="'old' is missing, 3 stored"):
+            await check_keys(pool, Keyring.parse(NEW))
+
+        progress = await finish(pool, both, batch=2)
+
+        answers = await pool.fetch("SELECT idempotency_key, answer FROM idempotent_requests WHERE answer IS NOT NULL")
+        opened = [
+            Keyring.parse(NEW).open(row["answer"], belongs_to=answer_binding("caller", row["idempotency_key"])).reveal()
+            for row in answers
+        ]
+        assert sorted(opened) == sorted(a_secret(f"answer-{number}") for number in range(3))
+        assert progress[-1] == RotationProgress(moved=3, left=0)
 
     async def test_a_second_rotation_has_nothing_to_do(self, pool: asyncpg.Pool) -> None:
         await store(pool, Keyring.parse(NEW), 2)
