@@ -53,7 +53,8 @@ def _invite(started: dict[str, Any], *, qr: bool) -> None:
 def _until_ended(api: Api, task_id: str, deadline: datetime, tell: Callable[[str], None]) -> dict[str, Any]:
     """How it ended. The consent does not depend on us or on the API: an API that is away meanwhile is waited for.
 
-    Raises AwayError if the API is away still when the code cannot be of use any more.
+    Raises AwayError if the API is away still, or nobody has asked Allegro for the end, when the code cannot be of use
+    any more.
     """
     while True:
         try:
@@ -65,6 +66,8 @@ def _until_ended(api: Api, task_id: str, deadline: datetime, tell: Callable[[str
         else:
             if status["status"] != "PENDING":
                 return status
+            if datetime.now(UTC) > deadline:
+                raise AwayError("the code has expired and no poller has looked after it: is the poller running?")
             tell(_WAITING)
         time.sleep(_LOOK_SECONDS)
 

@@ -32,6 +32,11 @@ _CODE_OF_KEY = """
 SELECT task_id, device_code FROM device_authorizations WHERE key_id = $1 AND device_code IS NOT NULL LIMIT 1
 """
 
+_ANSWER_OF_KEY = f"""
+SELECT caller, idempotency_key, answer FROM idempotent_requests
+ WHERE answer IS NOT NULL AND {_KEY_OF_ANSWER} = $1 LIMIT 1
+"""  # noqa: S608 - a constant
+
 _PAIRS_OF_OLD_KEYS = """
 SELECT id, access_token, refresh_token FROM user_tokens
  WHERE id > $1 AND key_id <> $2 AND access_token IS NOT NULL AND refresh_token IS NOT NULL ORDER BY id LIMIT $3
@@ -97,6 +102,10 @@ async def _open_a_sample(pool: asyncpg.Pool, keyring: Keyring, key_id: str) -> N
     code = await pool.fetchrow(_CODE_OF_KEY, key_id)
     if code is not None:
         keyring.open(code["device_code"], belongs_to=device_code_binding(code["task_id"]))
+        return
+    answer = await pool.fetchrow(_ANSWER_OF_KEY, key_id)
+    if answer is not None:
+        keyring.open(answer["answer"], belongs_to=answer_binding(answer["caller"], answer["idempotency_key"]))
 
 
 def answer_binding(caller: str, idempotency_key: str) -> str:

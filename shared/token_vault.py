@@ -8,8 +8,9 @@ Allegro's refresh tokens work once, and for 60 s more (allegro-api.md 2). So tha
    refresh meanwhile, in any process, waits for the lock, finds a newer `generation` and uses that. A fenced lease
    instead would hold no transaction open, but a process that dies would keep the others from the grace until its lease
    ran out, and one that is slow would let a second refresh in: which pair survives then is not documented (#9045).
-   A dead process's row lock is gone at once. What the lock costs is bounded: one idle transaction for at most 45 s,
-   few of them in a process, and `FOR NO KEY UPDATE`, so that orders of the seller can be stored meanwhile.
+   A dead process's row lock is gone at once, that of a host which vanished before the grace is over. What the lock
+   costs is bounded: one idle transaction for at most 45 s, few of them in a process, and `FOR NO KEY UPDATE`, so that
+   orders of the seller can be stored meanwhile.
 3. An answer that got lost is asked for again with the same refresh token. A pair that was received and could not be
    committed, since PostgreSQL went away, is kept and stored as soon as it is back.
 4. A refusal is believed when it has lasted longer than the grace (#3622, #9592).
@@ -52,6 +53,9 @@ _GRACE = timedelta(seconds=75)
 
 # Under the lock: all attempts together, and how many. The lock ends well before the grace does.
 _LOCKED_SECONDS = 45.0
+# PostgreSQL takes the lock away from a host that vanished without a word: not while an attempt may still go on, and
+# early enough for whoever waits for the lock to ask again within the 60 s.
+_LOCK_LOST_SECONDS = _LOCKED_SECONDS + 5
 _ATTEMPTS = 3
 _FIRST_PAUSE_SECONDS = 0.5
 # A failed refresh is repeated after this, doubling: four times within the grace.
@@ -75,7 +79,7 @@ UPDATE user_tokens SET refresh_after = clock_timestamp()
 
 _LIMIT_LOCK = f"""
 SET LOCAL lock_timeout = '{_LOCKED_SECONDS + 10:.0f}s';
-SET LOCAL idle_in_transaction_session_timeout = '{2 * _LOCKED_SECONDS:.0f}s'
+SET LOCAL idle_in_transaction_session_timeout = '{_LOCK_LOST_SECONDS:.0f}s'
 """
 
 _LOCK = """
@@ -289,8 +293,8 @@ class TokenVault:
             return AllegroUnavailableError(
                 f"the last refresh failed: {row['status_reason']}", retry_after=row["refresh_in"]
             )
-        refresh_token = self._open(row["refresh_token"], refresh_binding(exchange.token_id))
         try:
+            refresh_token = self._open(row["refresh_token"], refresh_binding(exchange.token_id))
             exchange.pair = await self._exchange(refresh_token)
         except InvalidGrantError as refusal:
             return await self._refused(connection, exchange, row, refusal)
@@ -345,7 +349,7 @@ class TokenVault:
             extra={"token_id": token_id, "error": str(failure), "retry_in_seconds": round(pause.total_seconds(), 1)},
         )
         await connection.execute(_NOTE_FAILURE, token_id, pause, isinstance(failure, InvalidGrantError), str(failure))
-        if isinstance(failure, RateLimitedError | InvalidClientError):
+        if isinstance(failure, RateLimitedError | InvalidClientError | TokenUnreadableError):
             return failure
         return AllegroUnavailableError(f"not refreshed: {failure}", retry_after=pause)
 

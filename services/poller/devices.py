@@ -40,7 +40,7 @@ _SLOW_DOWN_SECONDS = 5  # RFC 8628, 3.5
 # For so long a poll waits for its permission. During a block it is put off instead: polls whose leases run out while
 # they wait would all go out together at its end.
 _PATIENCE = timedelta(seconds=5)
-# For so long a pair is kept that PostgreSQL cannot take, and for so long an end of this process waits for it.
+# For so long a pair is kept that PostgreSQL cannot take, and for so long an end of this process waits for a poll.
 _KEEP_SECONDS = 300.0
 _KEEP_PAUSE_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
@@ -156,7 +156,18 @@ class DevicePoller:
         ]
 
     async def poll(self, authorization: Authorization) -> None:
-        """Ask whether the seller has decided. What has expired by our clock is asked for once more, and then ends."""
+        """Ask whether the seller has decided. What has expired by our clock is asked for once more, and then ends.
+
+        Whoever is asked to end lets a poll that is under way come to its end first: its answer may be the tokens.
+        """
+        polling = asyncio.create_task(self._poll(authorization))
+        try:
+            await asyncio.shield(polling)
+        except asyncio.CancelledError:
+            await asyncio.wait([polling], timeout=_GRACE_SECONDS)
+            raise
+
+    async def _poll(self, authorization: Authorization) -> None:
         with (
             correlated(authorization.correlation_id, user=authorization.user_id),
             span("poll authorisation", parent=authorization.traceparent),
@@ -200,12 +211,8 @@ class DevicePoller:
 
     async def _succeed(self, authorization: Authorization, pair: TokenPair) -> None:
         metrics.device_polls.labels("success").inc()
-        keeping = asyncio.create_task(self._keep(authorization, pair))
         try:
-            await asyncio.shield(keeping)
-        except asyncio.CancelledError:
-            await asyncio.wait([keeping], timeout=_GRACE_SECONDS)
-            raise
+            await self._keep(authorization, pair)
         except DifferentSellerError as error:
             logger.error("consent of another seller", extra={"task_id": str(authorization.task_id)})
             message = f"{error}. Use another user_id for another seller. Start again."

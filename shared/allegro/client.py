@@ -62,6 +62,7 @@ class _Answer:
     requested_at: datetime
     received_at: datetime
     headers: httpx.Headers
+    trace_id: str | None
 
 
 class AllegroClient:
@@ -94,7 +95,7 @@ class AllegroClient:
         """The journal after a position, which is excluded; no filter by type: the forms Allegro takes vary (#3875)."""
         params = {"from": str(after), "limit": str(limit)}
         answer = await self._get(token_id, Endpoint.EVENTS, "/order/events", params, traffic)
-        events = _read(lambda: bodies.journal_events(answer.body), Endpoint.EVENTS)
+        events = _read(lambda: bodies.journal_events(answer.body), Endpoint.EVENTS, answer)
         date = _date(answer.headers)
         ahead = None if date is None else date - answer.received_at
         return JournalPage(events, answer.received_at, ahead)
@@ -102,7 +103,7 @@ class AllegroClient:
     async def latest_event_id(self, token_id: int, *, traffic: Traffic = "live") -> int | None:
         """The end of the journal, or None where it is empty."""
         answer = await self._get(token_id, Endpoint.STATS, "/order/event-stats", {}, traffic)
-        return _read(lambda: bodies.latest_event_id(answer.body), Endpoint.STATS)
+        return _read(lambda: bodies.latest_event_id(answer.body), Endpoint.STATS, answer)
 
     async def list_orders(
         self,
@@ -123,21 +124,23 @@ class AllegroClient:
             "offset": str(offset),
         }
         answer = await self._get(token_id, Endpoint.LIST, "/order/checkout-forms", params, traffic)
-        return _read(lambda: bodies.order_list(answer.body, requested_at=answer.requested_at), Endpoint.LIST)
+        return _read(lambda: bodies.order_list(answer.body, requested_at=answer.requested_at), Endpoint.LIST, answer)
 
     async def order(self, token_id: int, order_id: str, *, traffic: Traffic) -> FetchedOrder:
         """One order as it is now; raises OrderNotFoundError."""
         path = f"/order/checkout-forms/{quote(order_id, safe='')}"
         answer = await self._get(token_id, Endpoint.DETAIL, path, {}, traffic)
-        order = _read(lambda: bodies.listed_order(answer.body), Endpoint.DETAIL)
+        order = _read(lambda: bodies.listed_order(answer.body), Endpoint.DETAIL, answer)
         if order.order_id != order_id:
-            raise AllegroUnavailableError("the answer shows another order than the one asked for").at("detail", 200)
+            raise AllegroUnavailableError("the answer shows another order than the one asked for").at(
+                Endpoint.DETAIL.value, 200, answer.trace_id
+            )
         return FetchedOrder(order, answer.requested_at)
 
     async def me(self, token_id: int, *, traffic: Traffic = "live") -> Seller:
         """The seller's id and login; needs the scope allegro:api:profile:read (#9955)."""
         answer = await self._get(token_id, Endpoint.ME, "/me", {}, traffic)
-        return Seller(*_read(lambda: bodies.seller(answer.body), Endpoint.ME))
+        return Seller(*_read(lambda: bodies.seller(answer.body), Endpoint.ME, answer))
 
     async def _get(
         self, token_id: int, endpoint: Endpoint, path: str, params: dict[str, str], traffic: Traffic
@@ -196,7 +199,7 @@ class AllegroClient:
                 "called Allegro",
                 extra={"token_id": token_id, "endpoint": endpoint.value, "trace_id": answer.trace_id},
             )
-        return _Answer(answer.body, requested_at, self._clock.now(), answer.headers)
+        return _Answer(answer.body, requested_at, self._clock.now(), answer.headers, answer.trace_id)
 
     async def _call(self, endpoint: Endpoint, path: str, params: dict[str, str], bearer: Bearer) -> Answer:
         """One request; raises what any answer but 200 stands for."""
@@ -239,12 +242,12 @@ def _told(token_id: int, error: AllegroUnavailableError | RateLimitedError | Una
     }
 
 
-def _read(read: Callable[[], _Result], endpoint: Endpoint) -> _Result:
+def _read(read: Callable[[], _Result], endpoint: Endpoint, answer: _Answer) -> _Result:
     """A body that breaks Allegro's contract is Allegro's trouble, not the order's: it may be whole next time."""
     try:
         return read()
     except UnreadableBodyError as error:
-        raise AllegroUnavailableError(f"unreadable answer: {error}").at(endpoint.value, 200) from error
+        raise AllegroUnavailableError(f"unreadable answer: {error}").at(endpoint.value, 200, answer.trace_id) from error
 
 
 def _date(headers: httpx.Headers) -> datetime | None:

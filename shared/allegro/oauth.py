@@ -110,11 +110,17 @@ class AllegroOAuth:
 
         Raises InvalidGrantError, InvalidClientError, RequestRejectedError, RateLimitedError, AllegroUnavailableError.
         """
-        body = await self._post(
-            Endpoint.TOKEN,
-            "/auth/oauth/token",
-            {"grant_type": "refresh_token", "refresh_token": refresh_token.reveal()},
-        )
+        try:
+            body = await self._post(
+                Endpoint.TOKEN,
+                "/auth/oauth/token",
+                {"grant_type": "refresh_token", "refresh_token": refresh_token.reveal()},
+            )
+        except (AuthorizationPendingError, SlowDownError, AuthorizationEndedError) as odd:
+            # What these words mean of a refresh is not documented: nothing final.
+            raise RequestRejectedError(f"an answer of the device flow to a refresh: {odd}").at(
+                odd.endpoint, odd.status
+            ) from None
         return _token_pair(body)
 
     async def _post(

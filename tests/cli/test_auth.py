@@ -54,6 +54,14 @@ def test_an_api_that_stays_away_until_the_code_is_of_no_use_ends_it() -> None:
         _until_ended(api, "task", past, lambda _text: None)
 
 
+def test_a_code_that_expires_without_anybody_asking_for_its_end_ends_it() -> None:
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    pending = httpx.Response(200, json={"status": "PENDING"})
+
+    with an_api(iter([pending])) as api, pytest.raises(AwayError, match="is the poller running"):
+        _until_ended(api, "task", past, lambda _text: None)
+
+
 def test_an_authorisation_that_is_not_there_ends_it() -> None:
     gone = httpx.Response(404, json={"detail": "There is no such authorisation", "correlation_id": "c-1"})
 

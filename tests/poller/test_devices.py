@@ -360,6 +360,31 @@ async def test_a_poller_that_is_asked_to_end_stores_the_tokens_first(
     assert (await row(pool, task_id))["status"] == "SUCCESS"
 
 
+async def test_a_poller_that_is_asked_to_end_waits_for_an_answer_that_is_on_its_way(
+    pool: asyncpg.Pool, replica: Replica, allegro: Allegro
+) -> None:
+    """Allegro has issued the tokens, and will not do so again."""
+    task_id = await an_authorization(pool)
+    allegro.answer = a_pair()
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def on_its_way() -> None:
+        asked.set()
+        await answered.wait()
+
+    allegro.during = on_its_way
+    await replica.poller.turn()
+    await asked.wait()
+
+    ending = asyncio.create_task(replica.slots.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answered.set()
+    await ending
+
+    assert (await row(pool, task_id))["status"] == "SUCCESS"
+
+
 async def test_tokens_wait_for_postgresql(
     pool: asyncpg.Pool, replica: Replica, allegro: Allegro, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,18 @@ class TestCheck:
         with pytest.raises(ConfigurationError, match="does not open it"):
             await check_keys(pool, Keyring.parse(NEW.replace("new:", "old:")))
 
+    async def test_an_answer_under_an_idempotency_key_counts_too(self, pool: asyncpg.Pool) -> None:
+        sealed = Keyring.parse(OLD).seal(Secret(a_secret("answer")), belongs_to=answer_binding("caller", "key"))
+        await pool.execute(
+            "INSERT INTO idempotent_requests (caller, idempotency_key, request_digest, answer)"
+            " VALUES ('caller', 'key', '', $1)",
+            sealed.envelope,
+        )
+
+        await check_keys(pool, Keyring.parse(OLD))
+        with pytest.raises(ConfigurationError, match="does not open it"):
+            await check_keys(pool, Keyring.parse(NEW.replace("new:", "old:")))
+
 
 class TestRotate:
     async def test_everything_moves_to_the_first_key_and_stays_readable(self, pool: asyncpg.Pool) -> None:

@@ -274,6 +274,13 @@ class TestRepeating:
         with pytest.raises(AllegroUnavailableError):
             await Edge(ok(body)).order()
 
+    @pytest.mark.parametrize("body", [b"<html>", b'{"id": "another-order"}'])
+    async def test_its_trace_id_is_told_like_any_others(self, body: bytes) -> None:
+        with pytest.raises(AllegroUnavailableError, match="Trace-Id t-odd") as raised:
+            await Edge(ok(body, **{"Trace-Id": "t-odd"})).order()
+
+        assert raised.value.trace_id == "t-odd"
+
     @pytest.mark.parametrize("body", [b"{}", b'{"checkoutForms": null}', b'{"checkoutForms": [{"x": 1}]}'])
     async def test_a_list_that_breaks_the_contract_too(self, body: bytes) -> None:
         with pytest.raises(AllegroUnavailableError):

@@ -17,6 +17,7 @@ from shared.allegro.errors import (
     InvalidGrantError,
     NotPermittedError,
     RateLimitedError,
+    RequestRejectedError,
     SlowDownError,
 )
 from shared.allegro.http import open_http
@@ -225,6 +226,23 @@ class TestRefresh:
         with pytest.raises(expected) as raised:
             await Edge(status, {"error": error, "error_description": f"Invalid refresh token: {REFRESH}"}).refresh()
 
+        assert "eyJ" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("status", "error"),
+        [
+            (400, "access_denied"),
+            (403, "access_denied"),
+            (400, "expired_token"),
+            (400, "authorization_pending"),
+            (400, "slow_down"),
+        ],
+    )
+    async def test_the_words_of_the_device_flow_are_no_verdict_on_a_refresh(self, status: int, error: str) -> None:
+        with pytest.raises(RequestRejectedError) as raised:
+            await Edge(status, {"error": error, "error_description": REFRESH}).refresh()
+
+        assert raised.value.status == status
         assert "eyJ" not in str(raised.value)
 
     async def test_a_429_stops_everybody(self) -> None:

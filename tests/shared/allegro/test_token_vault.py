@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +21,13 @@ from shared.allegro.errors import (
 from shared.allegro.http import open_http
 from shared.database import open_pool
 from shared.encryption import Secret
-from shared.token_vault import DifferentSellerError, TokenUnreadableError, refresh_backoff
+from shared.token_vault import (
+    _LIMIT_LOCK,
+    _LOCKED_SECONDS,
+    DifferentSellerError,
+    TokenUnreadableError,
+    refresh_backoff,
+)
 from tests.canary import a_secret
 from tests.shared.allegro.builders import TWO_KEYS, Way, a_pair, settings
 from tests.shared.allegro.fake_allegro import SELLER, FakeAllegro, Gate
@@ -254,6 +261,61 @@ class TestLostAnswers:
             await way.vault.refresh(token_id, force=True)
 
         assert (await way.row(token_id))["grant_rejected_at"] is None
+
+    async def test_an_answer_that_makes_no_sense_is_noted_and_the_refresh_rests(
+        self, way: Way, allegro: FakeAllegro
+    ) -> None:
+        token_id = await way.connected(allegro.pair())
+        allegro.refuse = lambda _request: web.json_response({"error": "access_denied"}, status=403)
+
+        with pytest.raises(AllegroUnavailableError, match="not refreshed"):
+            await way.vault.refresh(token_id, force=True)
+
+        row = await way.row(token_id)
+        assert (row["status"], row["refresh_failures"], row["grant_rejected_at"]) == ("refresh_failed", 1, None)
+        assert await way.vault.due_tokens(10) == []
+
+    async def test_a_token_that_no_key_opens_rests_too_and_is_not_always_the_first_that_is_due(
+        self, way: Way, allegro: FakeAllegro
+    ) -> None:
+        token_id = await way.connected(allegro.pair())
+        await way.change(token_id, r"refresh_token = '\x0102', refresh_after = clock_timestamp()")
+
+        with pytest.raises(TokenUnreadableError, match="ENCRYPTION_KEYS has no key"):
+            await way.vault.refresh(token_id)
+
+        row = await way.row(token_id)
+        assert (row["status"], row["refresh_failures"], row["schedule"]) == ("refresh_failed", 1, "active")
+        assert "ENCRYPTION_KEYS" in row["status_reason"]
+        assert await way.vault.due_tokens(10) == []
+        assert allegro.token_requests == 0
+
+    async def test_a_pair_is_kept_whose_lock_was_taken_away(
+        self, way: Way, allegro: FakeAllegro, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if this host had been out of reach for too long: the lock is somebody else's then."""
+        monkeypatch.setattr("shared.token_vault._LIMIT_LOCK", "SET LOCAL idle_in_transaction_session_timeout = '100ms'")
+        token_id = await way.connected(allegro.pair())
+        allegro.grace_seconds = 0.0
+
+        async def until_the_lock_is_free() -> None:
+            async with way.pool.acquire() as connection, connection.transaction():
+                await connection.execute("SELECT 1 FROM user_tokens FOR UPDATE")
+
+        allegro.on_exchanged = until_the_lock_is_free
+
+        await way.vault.refresh(token_id, force=True)
+
+        assert allegro.refreshes == 1
+        assert (await way.row(token_id))["generation"] == 3
+        await way.client.me(token_id)
+
+    def test_the_lock_of_a_host_that_vanished_is_gone_before_the_grace_is(self) -> None:
+        limits = dict(re.findall(r"SET LOCAL (\w+) = '(\d+)s'", _LIMIT_LOCK))
+
+        # Whoever waits for it outlasts it, and has time left to ask; an attempt that goes on is not disturbed.
+        assert _LOCKED_SECONDS < int(limits["idle_in_transaction_session_timeout"]) <= 50
+        assert int(limits["idle_in_transaction_session_timeout"]) < int(limits["lock_timeout"]) < 60
 
     async def test_a_caller_that_is_cancelled_does_not_stop_the_refresh(self, way: Way, allegro: FakeAllegro) -> None:
         token_id = await way.connected(allegro.pair())
