@@ -15,12 +15,17 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from prometheus_client import generate_latest
 
 from devstack.brokers import Broker, Database, choose_broker, choose_database
 from devstack.errors import DevstackError
 from devstack.kafka_client import finish
 from tests.canary import Watch
+
+# How fast an example is tells of the machine, not of the code.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 # The choice of servers is read once, here; after that no test sees the variables of whoever runs it.
 _CHOICE = {name: os.environ.get(name, "") for name in ("KAFKA", "KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")}
