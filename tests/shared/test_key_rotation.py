@@ -1,5 +1,6 @@
 """Keys of what is stored: refused at start if they do not fit, moved to a new one while everything runs (A8)."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -48,7 +49,7 @@ async def store(pool: asyncpg.Pool, keyring: Keyring, count: int = 1) -> None:
     )
 
 
-async def replace_pair(pool: asyncpg.Pool, keyring: Keyring, token_id: int, secret: str) -> None:
+async def replace_pair(pool: asyncpg.Pool | asyncpg.Connection, keyring: Keyring, token_id: int, secret: str) -> None:
     access = keyring.seal(Secret(a_secret(secret)), belongs_to=access_binding(token_id))
     refresh = keyring.seal(Secret(a_secret(secret)), belongs_to=refresh_binding(token_id))
     await pool.execute(
@@ -147,6 +148,27 @@ class TestRotate:
 
         assert progress[-1].left == 0
         assert (await secrets(pool, keyring))[4:6] == [a_secret("refreshed")] * 2
+
+    async def test_a_pair_that_is_refreshed_after_the_rotation_has_read_it_is_not_overwritten(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        keyring = Keyring.parse(f"{NEW},{OLD}")
+        await store(pool, Keyring.parse(OLD), 1)
+        async with pool.acquire() as connection:
+            refresh = connection.transaction()
+            await refresh.start()
+            await replace_pair(connection, keyring, 1, "refreshed")
+            rotation = asyncio.create_task(finish(pool, keyring))
+            async with asyncio.timeout(60):
+                # It has read the old pair, and waits for the row.
+                while not await pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    await pool.fetchval("SELECT pg_sleep(0.01)")
+            await refresh.commit()
+
+        progress = await rotation
+
+        assert progress[-1] == RotationProgress(moved=1, left=0)
+        assert (await secrets(pool, keyring))[:2] == [a_secret("refreshed")] * 2
 
     async def test_answers_under_idempotency_keys_move_too(self, pool: asyncpg.Pool) -> None:
         old, both = Keyring.parse(OLD), Keyring.parse(f"{NEW},{OLD}")

@@ -348,6 +348,21 @@ class TestTokens:
         with pytest.raises(AllegroUnavailableError, match="replaced"):
             await edge.order()
 
+    async def test_a_call_that_waits_for_its_turn_uses_the_token_of_its_turn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Waiting may take minutes: nobody holds a decrypted token meanwhile, and somebody may refresh it."""
+        edge = Edge(AN_ANSWER)
+
+        async def refreshed_meanwhile(*_arguments: Any, **_named: Any) -> None:
+            edge.vault.generation = 2
+
+        monkeypatch.setattr(edge.limits, "acquire", refreshed_meanwhile)
+
+        await edge.order()
+
+        assert [request.headers["Authorization"] for request in edge.requests] == ["Bearer token-2"]
+
 
 class TestHttp:
     async def test_the_real_transport_gives_up_in_time_on_an_answer_that_trickles(self) -> None:
