@@ -17,6 +17,7 @@ from pyarrow import parquet as pq
 from services.api.export.forms import NDJSON, _Line, harmless
 from services.api.export.selection import OrderExport
 from services.api.export.walk import Export
+from services.api.problems import InvalidCursorError
 from services.writer.batch import collect
 from services.writer.store import Store
 from services.writer.unstorable import Storable
@@ -161,7 +162,7 @@ class TestCsv:
         assert rows["order-14"]["bought_at"] == ""
         assert row["buyer_login"] == '\'=cmd("x"),\r\n10'
 
-    @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\uff1d1"])
+    @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\nx", "\uff1d1"])
     def test_no_cell_is_a_formula(self, text: str) -> None:
         assert harmless(text) == "'" + text
         assert harmless("a" + text) == "a" + text
@@ -343,6 +344,15 @@ class TestWhatIsInIt:
         for other in ({}, {"user_id": "shop-2"}, {"user_id": "shop-1", "format": "csv"}):
             answer = await api.get(PATH, params={**other, "cursor": cursor})
             assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (400, "invalid-cursor")
+
+    async def test_a_cursor_of_all_sellers_is_none_of_some(self, pool: asyncpg.Pool, orders: None) -> None:
+        first = await Export.begin(pool, OrderExport(limit=10), NDJSON, None)
+        body = b"".join([piece async for piece in first.pieces()])
+        asked = OrderExport(cursor=prove(io.BytesIO(body)).manifest.next)
+
+        with pytest.raises(InvalidCursorError):
+            await Export.begin(pool, asked, NDJSON, [1, 2])
+        await Export.begin(pool, asked, NDJSON, None)
 
     async def test_one_order_is_named_by_user_and_id(self, api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
         await a_token(pool)

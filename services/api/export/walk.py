@@ -133,6 +133,9 @@ async def _start(pool: asyncpg.Pool, asked: OrderExport, walks: Sequence[int]) -
         position = ExportPosition.decode(asked.cursor)
     except ForeignPositionError as error:
         raise InvalidCursorError(f"cursor: {error}.") from error
-    if position.selection != selection or position.token_id not in (0, *walks):
-        raise InvalidCursorError("cursor: it is of an export in another format or with other filters.")
+    # With a cursor of everybody's orders, a walk seller by seller would begin anew behind its count.
+    if position.selection != selection or position.token_id not in walks:
+        raise InvalidCursorError(
+            "cursor: it is of an export in another format, with other filters or of other sellers."
+        )
     return position
