@@ -4,7 +4,7 @@ The footer's key-value metadata hold the manifest and, where the file goes on wi
 with. A chunk of the digest is the bytes of one row group; the magic in front of the first one and the footer do not
 count. Parquet files cannot be continued, so an export that is too large for one goes into several (`limit`, `next`).
 
-pyarrow takes 50 MB of memory: only who reads or writes Parquet imports this module.
+pyarrow takes 44 MB of memory: only who reads or writes Parquet imports this module.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -125,7 +125,7 @@ class _Csv:
 
 class _Parquet:
     def __init__(self) -> None:
-        # 50 MB that only those need who ask for Parquet.
+        # 44 MB that only those need who ask for Parquet.
         from shared.export.parquet import OrdersFile
 
         self._file = OrdersFile()
