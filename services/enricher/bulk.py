@@ -16,6 +16,7 @@ from uuid import UUID
 import asyncpg
 from aiokafka import ConsumerRecord
 
+from services.enricher.headroom import Headroom
 from services.enricher.publish import Publisher
 from services.enricher.walk import Covered, Met, PageRequest, Walk
 from shared.allegro.bodies import OrderPage
@@ -49,6 +50,8 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _STOP_CHECK_SECONDS = 1.0
+_WRITER_PAUSE_SECONDS = 0.05
+_WRITER_PATIENCE_SECONDS = 60.0
 
 # language=sql
 _BEGIN = """
@@ -60,7 +63,7 @@ RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_
 """
 
 _STANDING = """
-SELECT w.attempt, coalesce(t.stop_requested_at IS NOT NULL, false) AS stop
+SELECT w.attempt, w.next_sequence, coalesce(t.stop_requested_at IS NOT NULL, false) AS stop
   FROM run_windows w
   JOIN sync_history r USING (run_id)
   LEFT JOIN task_history t ON t.task_id = r.task_id
@@ -74,6 +77,10 @@ class _OvertakenError(Exception):
 
 class _StopRequestedError(Exception):
     """Somebody asked for the run to stop."""
+
+
+class _NotStoredError(Exception):
+    """What was read does not get stored: it is lost, or the writer is away."""
 
 
 @dataclass
@@ -108,6 +115,7 @@ class BulkHandler:
         self._pool = pool
         self._list_lag = list_lag
         self._walks = Semaphore(walks)
+        self._headroom = Headroom()
         self._pause = pause
 
     async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
@@ -128,7 +136,8 @@ class BulkHandler:
                     await self._publisher.dead_letter(raw, error)
                 else:
                     async with self._walks:
-                        await self._walk(record)
+                        with self._headroom.walking():
+                            await self._walk(record)
 
     async def _walk(self, record: OrderWindow) -> None:
         attempt = await self._begin(record)
@@ -139,6 +148,12 @@ class BulkHandler:
             await self._walk_pages(attempt)
         except _OvertakenError:
             logger.info("walk overtaken", extra={"run_id": str(record.run_id), "attempt": attempt.number})
+        except _NotStoredError:
+            # Without progress the poller sends the window out again, and the next attempt begins where it is stored.
+            logger.warning(
+                "walk given up: what it read is not stored",
+                extra={"run_id": str(record.run_id), "attempt": attempt.number, "orders": attempt.walk.sequence},
+            )
         except _StopRequestedError:
             await self._finish(attempt, "stopped")
         except (ReauthorizationRequiredError, AccessDeniedError, RequestRejectedError) as error:
@@ -196,7 +211,7 @@ class BulkHandler:
         """One page, however long Allegro is away: a run waits rather than fails, and can be stopped meanwhile."""
         delay = _FIRST_PAUSE_SECONDS
         while True:
-            await self._check(attempt)
+            await self._let_the_writer_follow(attempt)
             try:
                 page = await self._unless_stopped(
                     attempt,
@@ -235,13 +250,28 @@ class BulkHandler:
             seconds -= _STOP_CHECK_SECONDS
             await self._check(attempt)
 
-    async def _check(self, attempt: _Attempt) -> None:
-        """Raises _StopRequestedError or _OvertakenError where this attempt should not go on."""
+    async def _let_the_writer_follow(self, attempt: _Attempt) -> None:
+        """Wait while too much of what was read is not stored; raises _NotStoredError where nothing is stored at all."""
+        stored, waited = await self._check(attempt), 0.0
+        while self._headroom.is_used_up(under_way=attempt.walk.sequence - stored):
+            if waited >= _WRITER_PATIENCE_SECONDS:
+                raise _NotStoredError
+            await self._pause(_WRITER_PAUSE_SECONDS)
+            before, stored = stored, await self._check(attempt)
+            waited = waited + _WRITER_PAUSE_SECONDS if stored == before else 0.0
+
+    async def _check(self, attempt: _Attempt) -> int:
+        """How many orders of the walk are stored.
+
+        Raises _StopRequestedError or _OvertakenError where this attempt should not go on.
+        """
         row = await self._pool.fetchrow(_STANDING, attempt.run_id)
         if row is None or row["attempt"] != attempt.number:
             raise _OvertakenError
         if row["stop"]:
             raise _StopRequestedError
+        stored: int = row["next_sequence"]
+        return stored
 
     async def _end(self, attempt: _Attempt) -> None:
         """A list that breaks off is no complete one: the run says so, and the next complete listing looks again."""

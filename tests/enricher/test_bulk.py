@@ -1,7 +1,7 @@
 """Walks against real rows: fenced, resumable, stoppable, truthful (B3, B7, P11)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -78,6 +78,24 @@ class Topic:
         raise AssertionError(f"nothing was to be set aside: {error}")
 
 
+class SlowTopic(Topic):
+    """The writer gets round to a publication only while the walk pauses."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        super().__init__(pool)
+        self.waiting: list[list[Record]] = []
+        self.most_waiting = 0
+
+    async def results(self, records: Iterable[Record], *, run_id: UUID | None = None) -> None:
+        self.waiting.append(list(records))
+        orders = sum(isinstance(record, OrderObserved) for each in self.waiting for record in each)
+        self.most_waiting = max(self.most_waiting, orders)
+
+    async def store_one(self, _seconds: float = 0.0) -> None:
+        if self.waiting:
+            await super().results(self.waiting.pop(0))
+
+
 async def no_pause(_seconds: float) -> None:
     return
 
@@ -87,6 +105,7 @@ class World:
         self.pool = pool
         self.allegro = Allegro(orders)
         self.topic = Topic(pool)
+        self.pause: Callable[[float], Awaitable[None]] = no_pause
 
     async def walk(self) -> None:
         """What one delivery of the window does."""
@@ -96,7 +115,7 @@ class World:
             self.pool,
             list_lag=LAG,
             walks=2,
-            pause=no_pause,
+            pause=self.pause,
         )
         await handler.handle([consumed(WINDOW)])
 
@@ -155,6 +174,32 @@ async def test_taking_up_a_walk_is_no_progress_of_it(world: World) -> None:
     window = await world.pool.fetchrow("SELECT * FROM run_windows")
     assert (window["attempt"], window["progress_at"]) == (1, long_ago)
     assert window["published_at"] > long_ago
+
+
+async def test_a_walk_does_not_run_away_from_the_writer(world: World) -> None:
+    world.allegro = Allegro(3500)
+    slow = SlowTopic(world.pool)
+    world.topic, world.pause = slow, slow.store_one
+
+    await world.walk()
+    while slow.waiting:
+        await slow.store_one()
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"]) == ("completed", 3500)
+    assert slow.most_waiting <= 1100
+
+
+async def test_a_walk_whose_orders_are_lost_is_given_up_and_walked_again(world: World) -> None:
+    world.allegro = Allegro(3500)
+    world.topic.lost = {3}
+    await world.walk()
+    given_up = (await world.run())["status"], world.allegro.pages
+
+    await world.walk()
+
+    assert (given_up[0], given_up[1] < 30) == ("running", True)
+    assert ((await world.run())["status"], (await world.run())["orders_processed"]) == ("completed", 3500)
 
 
 async def test_a_walk_waits_out_an_outage(world: World) -> None:

@@ -1,0 +1,33 @@
+"""How far walks may run ahead: together never much more than one may alone, each enough to keep Allegro's pace."""
+
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.enricher.headroom import Headroom
+
+
+@given(st.integers(1, 500), st.integers(0, 5000))
+def test_the_more_walks_go_on_the_less_each_may_have_under_way(walks: int, under_way: int) -> None:
+    headroom = Headroom()
+    with ExitStack() as stack:
+        for _ in range(walks):
+            stack.enter_context(headroom.walking())
+        many = headroom.is_used_up(under_way=under_way)
+    with headroom.walking():
+        alone = headroom.is_used_up(under_way=under_way)
+
+    assert many >= alone
+
+
+@pytest.mark.parametrize(("walks", "allowed"), [(1, 1000), (4, 250), (100, 200)])
+def test_what_is_under_way_is_shared_but_two_pages_are_always_allowed(walks: int, allowed: int) -> None:
+    headroom = Headroom()
+    with ExitStack() as stack:
+        for _ in range(walks):
+            stack.enter_context(headroom.walking())
+
+        assert not headroom.is_used_up(under_way=allowed - 1)
+        assert headroom.is_used_up(under_way=allowed)
