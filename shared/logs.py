@@ -38,7 +38,14 @@ _STANDARD = {"timestamp", "level", "logger", "event", "user_id", "correlation_id
 
 def scrub(text: str) -> str:
     """The text without anything that looks like a token or a device code."""
-    return _NAMED.sub(r"\1***", _SPOKEN.sub(r"\1***", _WEB_TOKENS.sub("***", text)))
+    # Every string of every record comes here: what a pattern cannot do without is looked for before it.
+    if "eyJ" in text:
+        text = _WEB_TOKENS.sub("***", text)
+    if " " in text:
+        text = _SPOKEN.sub(r"\1***", text)
+    if "=" in text or ":" in text or "/" in text:
+        text = _NAMED.sub(r"\1***", text)
+    return text
 
 
 def _scrub_values(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """What every service has around its own work: start, loops that survive outages and bugs, a clean end."""
 
 import asyncio
+import gc
 import logging
 import random
 import signal
@@ -247,6 +248,9 @@ def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settin
         )
     )
     lifespan.ended = partial(setattr, server, "should_exit", True)
+    # What is loaded by now stays: the collector need not walk through it again and again, with everybody waiting.
+    gc.collect()
+    gc.freeze()
     address_taken: SystemExit | None = None
     try:
         with suppress(asyncio.CancelledError):  # asked to end before the start was complete

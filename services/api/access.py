@@ -52,13 +52,18 @@ def visible_token(column: str, argument: int) -> str:
     return f"(${argument}::text[] IS NULL OR {column} IN ({owned}))"
 
 
-async def caller_of(request: Request) -> Caller:
-    """As `gate.Gate` found out. A coroutine, since a plain function would be run by a thread."""
+def caller_of(request: Request) -> Caller:
+    """As `gate.Gate` found out."""
     caller: Caller = request.state.caller
     return caller
 
 
-KnownCaller = Annotated[Caller, Depends(caller_of)]
+async def _caller(request: Request) -> Caller:
+    # A coroutine, since a plain function would be run by a thread.
+    return caller_of(request)
+
+
+KnownCaller = Annotated[Caller, Depends(_caller)]
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ class Requires:
 
     scope: AccessScope
 
-    async def __call__(self, request: Request, caller: KnownCaller) -> None:
+    async def __call__(self, request: Request) -> None:
         """Raises NotAllowedError, and InvalidInputError for what no query of the route means."""
+        caller = caller_of(request)
         if not caller.scope.includes(self.scope):
             raise NotAllowedError(f"The key {caller.name!r} has the scope {caller.scope}; this needs {self.scope}.")
         refuse_unknown_query(request)

@@ -115,6 +115,9 @@ def build_app(
         version="1",
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        # Our own traces and metrics tell the same (`shared/tracing.py`, `middleware.py`); theirs look for a provider in
+        # the environment at every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,  # ours loads nothing from elsewhere: `endpoints/pages.py`
         redoc_url=None,
         openapi_tags=TAGS,

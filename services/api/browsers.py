@@ -6,6 +6,7 @@ A page may send simple POSTs to any address (cross-site request forgery), and wi
 
 import ipaddress
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from services.api.problems import ForeignHostError, ForeignOriginError
@@ -41,6 +42,7 @@ def _is_of_another_site(headers: Mapping[bytes, bytes], host: str) -> bool:
     return bool(origin) and urlsplit(origin).netloc.lower() != host.lower()
 
 
+@lru_cache(maxsize=256)
 def is_loopback(name: str) -> bool:
     """Whether a host name or address means this very machine."""
     try:

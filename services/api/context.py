@@ -134,10 +134,15 @@ def _watch(give_up: Callable[[], None], opening: asyncio.Task[None]) -> None:
         give_up()
 
 
-# Dependencies are coroutines, also where they wait for nothing: plain functions would be run by a thread each.
-async def _resources(request: Request) -> Resources:
+def resources_of(request: Request) -> Resources:
+    """Raises UnavailableError until everything is open."""
     connections: Connections = request.app.state.connections
     return connections.get()
+
+
+# Dependencies are coroutines, also where they wait for nothing: plain functions would be run by a thread each.
+async def _resources(request: Request) -> Resources:
+    return resources_of(request)
 
 
 Context = Annotated[Resources, Depends(_resources)]

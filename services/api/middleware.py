@@ -116,7 +116,8 @@ class _Answer:
 
         async def send(message: Message) -> None:
             await self.send(message)
-            deadline.reschedule(asyncio.get_running_loop().time() + _DEADLINE_SECONDS)
+            if message.get("more_body", False):
+                deadline.reschedule(asyncio.get_running_loop().time() + _DEADLINE_SECONDS)
 
         return send
 
