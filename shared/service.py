@@ -30,6 +30,8 @@ _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 15.0
 _STOP_SECONDS = 15.0
 _CONNECTION_SECONDS = 5
+MAX_HEAD_BYTES = 1 << 20
+"""Of the address and the headers of a request; uvicorn answers more of them itself, with a plain 400."""
 
 LOOP_FAILURES = Counter(
     "orders_backup_loop_failures_total",
@@ -245,6 +247,7 @@ def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settin
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_CONNECTION_SECONDS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
     )
     lifespan.ended = partial(setattr, server, "should_exit", True)

@@ -38,6 +38,7 @@ from services.api.idempotency import HEADER, REPLAYED, Idempotency
 from services.api.keys import KeyStore
 from services.api.middleware import RequestFrame
 from services.api.problems import (
+    AddressTooLongError,
     BadRequestError,
     DatabaseUnavailableError,
     InternalError,
@@ -66,6 +67,7 @@ _EVERYWHERE = (
     BadRequestError,
     UnauthenticatedError,
     NotAllowedError,
+    AddressTooLongError,
     InvalidInputError,
     TooManyRequestsError,
     InternalError,

@@ -18,7 +18,15 @@ from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 
 from services.api.browsers import refuse_foreign_pages
-from services.api.problems import BadRequestError, InternalError, Problem, TooLargeError, UnavailableError, problem_of
+from services.api.problems import (
+    AddressTooLongError,
+    BadRequestError,
+    InternalError,
+    Problem,
+    TooLargeError,
+    UnavailableError,
+    problem_of,
+)
 from shared.logs import correlated
 from shared.tracing import span, tell
 
@@ -32,6 +40,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CORRELATION_ID = re.compile(r"^[A-Za-z0-9._-]{1,100}$")
 _MAX_BODY_BYTES = 1 << 20
+_MAX_ADDRESS_BYTES = 1 << 16
 # Longer than a refresh of a token may take, which holds a row lock for 45 s at most.
 _DEADLINE_SECONDS = 60.0
 _UNTRACED = frozenset({"/livez", "/readyz", "/health", "/metrics"})
@@ -136,6 +145,8 @@ def _refuse_early(scope: Scope, headers: dict[bytes, bytes]) -> None:
     """What no endpoint takes. PostgreSQL's text cannot hold a NUL, so no name with one exists."""
     if b"%00" in scope.get("query_string", b"") or "\0" in scope["path"]:
         raise BadRequestError("The address holds a NUL character.")
+    if len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")) > _MAX_ADDRESS_BYTES:
+        raise AddressTooLongError(f"Path and query may have {_MAX_ADDRESS_BYTES} bytes.")
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > _MAX_BODY_BYTES:
         raise _too_large()

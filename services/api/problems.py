@@ -128,6 +128,10 @@ class ForeignOriginError(Problem):
     status, slug, title = HTTPStatus.FORBIDDEN, "foreign-origin", "Pages of other sites may not call the API"
 
 
+class AddressTooLongError(Problem):
+    status, slug, title = HTTPStatus.REQUEST_URI_TOO_LONG, "address-too-long", "The address is too long"
+
+
 class ForeignHostError(Problem):
     status, slug, title = HTTPStatus.MISDIRECTED_REQUEST, "foreign-host", "The API is not offered under this name"
 

@@ -12,7 +12,7 @@ SCOPE = "ORDERS_BACKUP_SCOPE"
 """Environment variable with the scope of the key that is sent."""
 _BEFORE_THE_SCOPE = (
     *("not-allowed", "unauthenticated", "bad-request", "not-found", "method-not-allowed", "invalid-input"),
-    *("idempotency-key-reused", "request-in-progress"),
+    *("address-too-long", "idempotency-key-reused", "request-in-progress"),
 )
 
 

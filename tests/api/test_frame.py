@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -23,6 +24,7 @@ from services.api.settings import ApiSettings
 from shared.api_keys import AccessScope, create_key
 from shared.errors import ConfigurationError
 from tests.api.conftest import Allegro
+from tests.api.over_tcp import served
 from tests.builders import a_token
 from tests.canary import a_secret
 
@@ -317,6 +319,20 @@ class TestErrors:
         )
 
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (413, "too-large")
+
+    async def test_a_long_address_is_refused_however_it_arrives(self, settings: ApiSettings) -> None:
+        """In pieces, as a slow machine reads them, it once was beyond what the server waits for."""
+        async with served(build_app(settings)) as url:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            writer.write(b"GET /api/v1/tokens/?" + b"x" * 100_000)
+            await writer.drain()
+            writer.write(b"x" * 100_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+        assert head.startswith(b"HTTP/1.1 414 ")
+        assert json.loads(body)["type"].endswith(":address-too-long")
 
     async def test_what_is_wrong_is_never_repeated_from_a_secret_field(self, api: httpx.AsyncClient) -> None:
         body = {"user_id": "shop-1", "access_token": a_secret("x") * 3000, "refresh_token": "", "expires_in": 1}

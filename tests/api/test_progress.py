@@ -9,13 +9,12 @@ from uuid import UUID
 import asyncpg
 import httpx
 import pytest
-import uvicorn
 
-from devstack.ports import free_port, release
 from services.api.app import build_app
 from services.api.endpoints.progress import State, _events
 from services.api.settings import ApiSettings
 from services.api.task_looks import TaskLooks
+from tests.api.over_tcp import served
 from tests.builders import A_RUN, a_run, a_token
 
 pytestmark = pytest.mark.integration
@@ -24,18 +23,13 @@ PATH = f"/api/v1/sync/tasks/{A_RUN}/events"
 
 
 @pytest.fixture
-async def served(settings: ApiSettings) -> AsyncIterator[httpx.AsyncClient]:
-    """The API over a real connection: streams have to come as they are sent."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(build_app(settings), port=port, log_config=None, access_log=False))
-    serving = asyncio.create_task(server.serve())
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-        while not server.started:  # noqa: ASYNC110 - uvicorn tells in no other way
-            await asyncio.sleep(0)
+async def client(settings: ApiSettings) -> AsyncIterator[httpx.AsyncClient]:
+    """Over a real connection: streams have to come as they are sent."""
+    async with (
+        served(build_app(settings)) as url,
+        httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+    ):
         yield client
-    server.should_exit = True
-    await serving
-    release(port)
 
 
 async def events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
@@ -50,19 +44,19 @@ async def events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
             fields = {}
 
 
-async def test_every_change_is_told_until_the_end(served: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_every_change_is_told_until_the_end(client: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
     await a_token(pool)
     await a_run(pool)
     seen = []
 
-    async with served.stream("GET", PATH, headers={"Accept-Encoding": "gzip"}) as answer:
+    async with client.stream("GET", PATH, headers={"Accept-Encoding": "gzip"}) as answer:
         async for event in events(answer.aiter_lines()):
             seen.append(event)
             if len(seen) == 1:
                 await pool.execute("UPDATE sync_history SET orders_processed = 7")
             elif len(seen) == 2:
                 await pool.execute("UPDATE task_history SET status = 'completed', finished_at = now()")
-    again = await served.get(PATH, headers={"Last-Event-ID": seen[-1]["id"]})
+    again = await client.get(PATH, headers={"Last-Event-ID": seen[-1]["id"]})
 
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert "content-encoding" not in answer.headers
@@ -72,21 +66,21 @@ async def test_every_change_is_told_until_the_end(served: httpx.AsyncClient, poo
     assert (again.status_code, again.content) == (204, b"")
 
 
-async def test_who_comes_back_gets_what_is_new(served: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_who_comes_back_gets_what_is_new(client: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
     await a_token(pool)
     await a_run(pool)
-    async with served.stream("GET", PATH) as answer:
+    async with client.stream("GET", PATH) as answer:
         first = await anext(events(answer.aiter_lines()))
     await pool.execute("UPDATE sync_history SET orders_processed = 9")
 
-    async with served.stream("GET", PATH, headers={"Last-Event-ID": first["id"]}) as answer:
+    async with client.stream("GET", PATH, headers={"Last-Event-ID": first["id"]}) as answer:
         second = await anext(events(answer.aiter_lines()))
 
     assert (first["data"]["run"]["orders_processed"], second["data"]["run"]["orders_processed"]) == (0, 9)
 
 
-async def test_an_unknown_task_is_a_problem(served: httpx.AsyncClient) -> None:
-    answer = await served.get("/api/v1/sync/tasks/00000000-0000-4000-8000-000000000404/events")
+async def test_an_unknown_task_is_a_problem(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/api/v1/sync/tasks/00000000-0000-4000-8000-000000000404/events")
 
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (404, "unknown-task")
 

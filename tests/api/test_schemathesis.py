@@ -8,22 +8,19 @@ random requests an operation gets beyond those at the borders of each parameter.
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import httpx
 import pytest
-import uvicorn
 
-from devstack.ports import free_port, release
 from services.api.app import build_app
 from services.api.settings import ApiSettings
 from shared.api_keys import AccessScope
 from shared.encryption import Secret
 from shared.token_vault import access_binding, refresh_binding
+from tests.api.over_tcp import served
 from tests.api.schemathesis_hooks import SCOPE
 from tests.api.two_sellers import MINE, OTHERS, a_busy_seller, a_key
 
@@ -59,24 +56,6 @@ def allegro(request: httpx.Request) -> httpx.Response:
         pair = {"access_token": os.urandom(8).hex(), "refresh_token": os.urandom(8).hex(), "expires_in": 43199}
         return httpx.Response(200, json=pair | {"token_type": "bearer", "scope": "allegro:api:orders:read"})
     return httpx.Response(200, json={"latestEvent": {"id": "1791670524086457", "occurredAt": "2026-10-10T22:15:05Z"}})
-
-
-@asynccontextmanager
-async def served(settings: ApiSettings) -> AsyncIterator[str]:
-    """The API over TCP, in this process."""
-    port = free_port()
-    app = build_app(settings, transport=httpx.MockTransport(allegro))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="on"))
-    serving = asyncio.create_task(server.serve())
-    async with asyncio.timeout(60):
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        await serving
-        release(port)
 
 
 async def give_a_pair(settings: ApiSettings, pool: asyncpg.Pool, token_id: int) -> None:
@@ -115,7 +94,7 @@ async def run(
     await pool.execute("UPDATE dead_letters SET topic = $1", settings.topics.orders)
     key = await a_key(pool, sent, requests_per_minute=10_000_000)
     hooks = {"PYTHONPATH": str(_ROOT), "SCHEMATHESIS_HOOKS": "tests.api.schemathesis_hooks", SCOPE: supposed.value}
-    async with served(settings) as url:
+    async with served(build_app(settings, transport=httpx.MockTransport(allegro))) as url:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
             *("--header", f"Authorization: {key['Authorization']}"),
