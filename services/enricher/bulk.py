@@ -50,7 +50,6 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _STOP_CHECK_SECONDS = 1.0
-_WRITER_PAUSE_SECONDS = 0.05
 _WRITER_PATIENCE_SECONDS = 60.0
 
 # language=sql
@@ -256,9 +255,10 @@ class BulkHandler:
         while self._headroom.is_used_up(under_way=attempt.walk.sequence - stored):
             if waited >= _WRITER_PATIENCE_SECONDS:
                 raise _NotStoredError
-            await self._pause(_WRITER_PAUSE_SECONDS)
+            pause = self._headroom.pause_seconds
+            await self._pause(pause)
             before, stored = stored, await self._check(attempt)
-            waited = waited + _WRITER_PAUSE_SECONDS if stored == before else 0.0
+            waited = waited + pause if stored == before else 0.0
 
     async def _check(self, attempt: _Attempt) -> int:
         """How many orders of the walk are stored.

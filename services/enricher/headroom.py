@@ -12,6 +12,10 @@ from contextlib import contextmanager
 _OF_ALL = 1000
 # Two pages: at the pace that Allegro allows one seller, a page is stored long before the next one comes.
 _OF_ONE = 200
+# How often all walks together look whether they may go on: much more often than the writer stores a page.
+_LOOKS_A_SECOND = 20.0
+# A walk that waits is to hear soon that somebody wants it to stop.
+_LONGEST_PAUSE_SECONDS = 1.0
 
 
 class Headroom:
@@ -32,3 +36,8 @@ class Headroom:
     def is_used_up(self, *, under_way: int) -> bool:
         """Whether a walk with so many orders read and not stored has to wait."""
         return under_way >= max(_OF_ALL // max(self._walks, 1), _OF_ONE)
+
+    @property
+    def pause_seconds(self) -> float:
+        """From one look of a walk that has to wait to its next: many walks must not keep a busy PostgreSQL busier."""
+        return min(max(self._walks, 1) / _LOOKS_A_SECOND, _LONGEST_PAUSE_SECONDS)

@@ -69,6 +69,7 @@ class Walked:
 
     sequence: int
     order_id: str
+    """As PostgreSQL can hold it."""
     bought_at: datetime | None
 
 
@@ -159,7 +160,7 @@ def _add_observation(batch: Batch, record: OrderObserved) -> None:
     observation = Observation(record, order_facts(record.order))
     if record.place is not None:
         batch.walked[record.place.run_id, record.place.attempt].append(
-            Walked(record.place.sequence, record.order_id, observation.facts.bought_at)
+            Walked(record.place.sequence, observation.facts.order_id, observation.facts.bought_at)
         )
     _look(batch, observation.key, record.observed_at)
     _cost(batch, observation.key, record.requests)

@@ -204,14 +204,18 @@ class Writer:
             logger.warning("dead letter not published, only stored", extra={"error": str(error)})
 
     async def _set_aside(self, record: ConsumerRecord, batch: Batch, refusal: RefusedError) -> Written:
-        """Store a document that jsonb cannot hold beside its exact bytes; what is refused still is a dead letter."""
+        """Store a document that jsonb cannot hold beside its exact bytes; what is refused still is a dead letter.
+
+        A walk that came by it goes on behind it: it would else read the same orders again and again, to stop here.
+        """
         for storable in _stand_ins(batch):
             try:
                 return await self._apply(batch, storable)
             except RefusedError as error:
                 refusal = error
         logger.error("record refused by the database", extra={"topic": record.topic, "offset": record.offset})
-        return await self._apply(Batch(unreadable=[DeadLetter.of(record, refusal, service=SERVICE)]))
+        letter = DeadLetter.of(record, refusal, service=SERVICE)
+        return await self._apply(Batch(unreadable=[letter], walked=batch.walked))
 
 
 def _say_stored(records: Sequence[ConsumerRecord]) -> None:

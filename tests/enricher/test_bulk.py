@@ -63,16 +63,16 @@ class Topic:
         self.lost: set[int] = set()
         self.after_page: dict[int, str] = {}
         self._pool = pool
-        self._publications = 0
+        self.publications = 0
 
     async def results(self, records: Iterable[Record], *, run_id: UUID | None = None) -> None:
         published = list(records)
-        self._publications += 1
+        self.publications += 1
         self.records += published
-        if self._publications not in self.lost:
+        if self.publications not in self.lost:
             await self._store.apply(collect([consumed(record) for record in published], dead_letter_topic="dead"))
-        if self._publications in self.after_page:
-            await self._pool.execute(self.after_page[self._publications])
+        if self.publications in self.after_page:
+            await self._pool.execute(self.after_page[self.publications])
 
     async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
         raise AssertionError(f"nothing was to be set aside: {error}")
@@ -95,6 +95,10 @@ class SlowTopic(Topic):
         if self.waiting:
             await super().results(self.waiting.pop(0))
 
+    async def store_all(self) -> None:
+        while self.waiting:
+            await self.store_one()
+
 
 async def no_pause(_seconds: float) -> None:
     return
@@ -107,9 +111,13 @@ class World:
         self.topic = Topic(pool)
         self.pause: Callable[[float], Awaitable[None]] = no_pause
 
-    async def walk(self) -> None:
-        """What one delivery of the window does."""
-        handler = BulkHandler(
+    def slow_writer(self) -> SlowTopic:
+        """From now on nothing is stored unless somebody says so."""
+        self.topic = slow = SlowTopic(self.pool)
+        return slow
+
+    def handler(self) -> BulkHandler:
+        return BulkHandler(
             self.allegro,  # type: ignore[arg-type]
             self.topic,  # type: ignore[arg-type]
             self.pool,
@@ -117,7 +125,10 @@ class World:
             walks=2,
             pause=self.pause,
         )
-        await handler.handle([consumed(WINDOW)])
+
+    async def walk(self) -> None:
+        """What one delivery of the window does."""
+        await self.handler().handle([consumed(WINDOW)])
 
     async def run(self) -> asyncpg.Record:
         return await self.pool.fetchrow("SELECT * FROM sync_history")
@@ -178,12 +189,11 @@ async def test_taking_up_a_walk_is_no_progress_of_it(world: World) -> None:
 
 async def test_a_walk_does_not_run_away_from_the_writer(world: World) -> None:
     world.allegro = Allegro(3500)
-    slow = SlowTopic(world.pool)
-    world.topic, world.pause = slow, slow.store_one
+    slow = world.slow_writer()
+    world.pause = slow.store_one
 
     await world.walk()
-    while slow.waiting:
-        await slow.store_one()
+    await slow.store_all()
 
     run = await world.run()
     assert (run["status"], run["orders_processed"]) == ("completed", 3500)
@@ -200,6 +210,157 @@ async def test_a_walk_whose_orders_are_lost_is_given_up_and_walked_again(world: 
 
     assert (given_up[0], given_up[1] < 30) == ("running", True)
     assert ((await world.run())["status"], (await world.run())["orders_processed"]) == ("completed", 3500)
+
+
+class Pauses:
+    """Counts the seconds that walks have waited; `then` happens at the end of the pause with that number."""
+
+    def __init__(self, then: Callable[[], Awaitable[object]], *, at: int = 3) -> None:
+        self._then = then
+        self._at = at
+        self.number = 0
+        self.seconds_since = 0.0
+
+    async def __call__(self, seconds: float) -> None:
+        self.number += 1
+        if self.number > self._at:
+            self.seconds_since += seconds
+        elif self.number == self._at:
+            await self._then()
+
+
+async def test_a_walk_that_waits_for_the_writer_hears_a_stop(world: World) -> None:
+    """Although nothing at all is stored."""
+    world.allegro = Allegro(3500)
+    slow = world.slow_writer()
+    world.pause = pauses = Pauses(
+        lambda: world.pool.execute("UPDATE task_history SET stop_requested_at = now(), status = 'stopping'")
+    )
+
+    await world.walk()
+    pages = world.allegro.pages
+    await slow.store_all()
+
+    run = await world.run()
+    assert pauses.seconds_since <= 1
+    assert (run["status"], run["orders_processed"], pages) == ("stopped", 1090, 11)
+
+
+async def test_a_walk_that_waits_ends_when_another_replica_has_its_window(world: World) -> None:
+    world.allegro = Allegro(3500)
+    slow = world.slow_writer()
+    world.pause = pauses = Pauses(lambda: world.pool.execute("UPDATE run_windows SET attempt = attempt + 1"))
+
+    await world.walk()
+
+    assert (pauses.number, pauses.seconds_since) == (3, 0)
+    assert not any(isinstance(record, WindowFinished) for records in slow.waiting for record in records)
+
+
+async def test_what_is_lost_while_a_walk_waits_is_walked_again(world: World) -> None:
+    """The broker lost its data, and counts its records from the beginning."""
+    world.allegro = Allegro(3500)
+    slow = world.slow_writer()
+
+    async def lose_everything() -> None:
+        slow.waiting.clear()
+
+    world.pause = Pauses(lose_everything)
+    await world.walk()
+    given_up = world.allegro.pages, slow.waiting
+
+    world.pause = slow.store_one
+    await world.walk()
+    await slow.store_all()
+
+    run = await world.run()
+    assert given_up == (11, [])
+    assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 3500, 3500)
+
+
+async def test_a_walk_whose_process_ends_while_it_waits_goes_on_in_the_next(world: World) -> None:
+    """What it had under way comes late, from an attempt that nobody counts any more."""
+    world.allegro = Allegro(3500)
+    slow = world.slow_writer()
+    is_waiting = asyncio.Event()
+
+    async def for_ever(_seconds: float) -> None:
+        is_waiting.set()
+        await asyncio.Event().wait()
+
+    world.pause = for_ever
+    walking = asyncio.create_task(world.walk())
+    async with asyncio.timeout(60):
+        await is_waiting.wait()
+    walking.cancel()
+    await asyncio.gather(walking, return_exceptions=True)
+
+    world.pause = slow.store_one
+    await world.walk()
+    await slow.store_all()
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 3500, 3500)
+
+
+class FlickeringPool:
+    """PostgreSQL does not answer one question."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self.is_away = False
+
+    async def fetchrow(self, statement: str, *arguments: object) -> asyncpg.Record | None:
+        if self.is_away:
+            self.is_away = False
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return await self._pool.fetchrow(statement, *arguments)
+
+
+async def test_a_walk_that_cannot_see_how_far_it_is_stored_is_begun_again(world: World) -> None:
+    world.allegro = Allegro(3500)
+    slow = world.slow_writer()
+    flickering = FlickeringPool(world.pool)
+    pool, world.pool = world.pool, flickering
+
+    async def go_away(seconds: float) -> None:
+        flickering.is_away = slow.publications == 0
+        await slow.store_one(seconds)
+
+    world.pause = go_away
+    handler = world.handler()
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+        await handler.handle([consumed(WINDOW)])
+    await handler.handle([consumed(WINDOW)])
+    await slow.store_all()
+
+    world.pool = pool
+    run = await world.run()
+    assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 3500, 3500)
+    assert await pool.fetchval("SELECT attempt FROM run_windows") == 2
+
+
+async def test_a_walk_waits_for_the_unbroken_part_however_often_writers_repeat_themselves(world: World) -> None:
+    """Partitions move from writer to writer: each begins again where the last one committed."""
+    world.allegro = Allegro(3500)
+    slow = world.slow_writer()
+    stored: list[list[Record]] = []
+
+    async def store_one_and_some_again(_seconds: float = 0.0) -> None:
+        again = stored[-3:]
+        stored.extend(slow.waiting[:1])
+        await slow.store_one()
+        for records in again:
+            await Topic.results(slow, records)
+
+    world.pause = store_one_and_some_again
+
+    await world.walk()
+    await slow.store_all()
+
+    run = await world.run()
+    assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 3500, 3500)
+    assert slow.most_waiting <= 1100
 
 
 async def test_a_walk_waits_out_an_outage(world: World) -> None:

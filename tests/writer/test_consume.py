@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,9 +20,9 @@ from services.writer.store import Store, Written
 from shared.database import open_pool
 from shared.delivery import open_consumer
 from shared.kafka import MAX_RECORD_BYTES, RecordProducer
-from shared.messages import RawJson, Record
+from shared.messages import RawJson, Record, WindowFinished, WindowPlace
 from shared.settings import KafkaSettings
-from tests.builders import AN_ORDER, NOON, a_token, after, an_event, an_observation, consumed
+from tests.builders import A_RUN, AN_ORDER, NOON, a_run, a_token, after, an_event, an_observation, consumed
 
 pytestmark = pytest.mark.integration
 
@@ -193,6 +194,33 @@ async def test_a_record_that_the_database_never_takes_is_found_among_many_and_se
     letter = await pool.fetchrow("SELECT error, value, user_token_id FROM dead_letters")
     assert "ForeignKeyViolationError" in letter["error"]
     assert (bytes(letter["value"]), letter["user_token_id"]) == (records[17].value, 4711)
+
+
+async def test_a_walk_goes_on_behind_an_order_that_the_database_never_takes(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    """Its place would else be a gap for ever: the listing would begin there again and again, and never end."""
+    await a_run(pool)
+    too_long_for_an_index = secrets.token_hex(10_000)
+    walked: list[Record] = [
+        an_observation(
+            order_id=f"o-{number}\0" if number == 3 else f"o-{number}",
+            by="list",
+            place=WindowPlace(run_id=A_RUN, attempt=1, sequence=number),
+            bought_at=after(number),
+            buyer={"login": too_long_for_an_index if number == 17 else "Client:1"},
+        )
+        for number in range(40)
+    ]
+    end = WindowFinished(token_id=1, run_id=A_RUN, attempt=1, orders=40, orders_expected=40, requests=1)
+    writer = a_writer(settings, Store(pool), producer, metrics)
+
+    written = await writer.store([consumed(record, offset=number) for number, record in enumerate([*walked, end])])
+
+    assert (written.orders_added, written.dead_letters) == (38, 2)
+    run = await pool.fetchrow("SELECT status, orders_processed, orders_added FROM sync_history")
+    assert tuple(run) == ("completed", 40, 38)
+    assert await pool.fetchval("SELECT position FROM run_windows") == after(39)
 
 
 async def test_a_failure_in_the_middle_of_a_batch_stores_all_of_it_later_and_none_twice(
