@@ -23,7 +23,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from prometheus_client import Gauge
 
 from shared.errors import TransientError
-from shared.kafka import OutgoingRecord
+from shared.kafka_batches import OutgoingRecord
 from shared.kafka_connection import connection_options
 from shared.logs import scrub
 from shared.settings import KafkaSettings

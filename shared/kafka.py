@@ -1,22 +1,24 @@
 """Kafka, used safely: a producer whose acknowledgements are awaited, a broker for FastStream, a wait for the topics.
 
-FastStream's `publish_batch` ignores keys for partitioning, so records go out one by one over aiokafka's producer, which
-gathers them into batches itself. Its batches wait for ever where idempotence is on, hence a deadline of our own.
+FastStream's `publish_batch` ignores keys for partitioning, so records go out over aiokafka's producer, by partition
+(`kafka_batches.py`). Its batches wait for ever where idempotence is on, hence a deadline of our own.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faststream.kafka import KafkaBroker
 from prometheus_client import Counter, Histogram
 
 from shared.errors import ConfigurationError, PermanentError, TransientError
+from shared.kafka_batches import Batches, OutgoingRecord
 from shared.kafka_connection import connection_options, faststream_security
 from shared.settings import KafkaSettings
 from shared.topics import create_topics
@@ -32,10 +34,6 @@ PUBLISH_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
-OutgoingRecord = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
-"""Key, value, headers; not both of key and value are null."""
-
-_LINGER_MS = 10
 _MAX_BATCH_BYTES = 256 * 1024
 MAX_RECORD_BYTES = 12 * 1024 * 1024
 _REQUEST_TIMEOUT_SECONDS = 20.0
@@ -62,7 +60,7 @@ class RecordProducer:
         self._settings = settings
         self._service = service
         self._deadline_seconds = deadline_seconds
-        self._producer: AIOKafkaProducer | None = None
+        self._open: tuple[AIOKafkaProducer, Batches] | None = None
         self._opening = asyncio.Lock()
 
     async def start(self) -> None:
@@ -80,9 +78,11 @@ class RecordProducer:
 
     async def stop(self) -> None:
         """Close; what is not acknowledged by now is given up after a few seconds."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
+        opened, self._open = self._open, None
+        if opened is not None:
+            producer, batches = opened
             await _stop(producer)
+            await batches.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -102,31 +102,29 @@ class RecordProducer:
             await self._publish(topic, records)
 
     async def _publish(self, topic: str, records: Iterable[OutgoingRecord]) -> None:
-        producer = await self._connected()
-        acknowledgements: list[asyncio.Future[Any]] = []
+        outgoing = [_sendable(topic, record) for record in records]
+        if not outgoing:
+            return
+        producer, batches = await self._connected()
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                started = time.perf_counter()
-                for key, value, headers in records:
-                    if key is None and value is None:
-                        raise UnsendableRecordError(f"{topic}: a record without key and value")
-                    sent = await producer.send(topic, value, key=key, headers=list(headers))
-                    sent.add_done_callback(_mark_retrieved)
-                    acknowledgements.append(sent)
-                await asyncio.gather(*acknowledgements)
-                PUBLISH_SECONDS.labels(topic).observe(time.perf_counter() - started)
-                PUBLISHED.labels(topic).inc(len(acknowledgements))
-                tell({"messaging.batch.message_count": len(acknowledgements)})
-        except MessageSizeTooLargeError as error:
-            raise UnsendableRecordError(f"{topic}: {error}") from error
+                acknowledgements = await batches.put(topic, outgoing)
+                # Waiting does not own them: others wait for the same batches, whatever becomes of this publication.
+                await asyncio.wait(acknowledgements)
+            for acknowledgement in acknowledgements:
+                acknowledgement.result()
         except (KafkaError, TimeoutError) as error:
             if self._settings.kafka_idempotent_producer:
                 await self._discard(producer)
             raise PublishFailedError(f"{topic}: not acknowledged: {error!r}") from error
+        PUBLISH_SECONDS.labels(topic).observe(time.perf_counter() - started)
+        PUBLISHED.labels(topic).inc(len(outgoing))
+        tell({"messaging.batch.message_count": len(outgoing)})
 
-    async def _connected(self) -> AIOKafkaProducer:
+    async def _connected(self) -> tuple[AIOKafkaProducer, Batches]:
         async with self._opening:
-            if self._producer is None:
+            if self._open is None:
                 producer = AIOKafkaProducer(
                     **connection_options(self._settings), **_client_options(self._settings, self._service)
                 )
@@ -139,20 +137,24 @@ class RecordProducer:
                 except BaseException:
                     await _stop(producer)
                     raise
-                self._producer = producer
-            return self._producer
+                self._open = producer, Batches(producer)
+            return self._open
 
     async def _discard(self, producer: AIOKafkaProducer) -> None:
         """An idempotent producer that failed has used up sequence numbers and fails ever after (aiokafka #1017)."""
-        if self._producer is producer:
-            self._producer = None
-            await _stop(producer)
+        if self._open is not None and self._open[0] is producer:
+            await self.stop()
 
 
-def _mark_retrieved(sent: asyncio.Future[Any]) -> None:
-    """The failure that counts is raised by `publish_all`; the others need no complaint of their own."""
-    if not sent.cancelled():
-        sent.exception()
+def _sendable(topic: str, record: OutgoingRecord) -> OutgoingRecord:
+    """The record; raises UnsendableRecordError for one that Kafka would refuse."""
+    key, value, headers = record
+    if key is None and value is None:
+        raise UnsendableRecordError(f"{topic}: a record without key and value")
+    size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
+    if size > MAX_RECORD_BYTES:
+        raise UnsendableRecordError(f"{topic}: a record of {size} bytes; Kafka takes {MAX_RECORD_BYTES}")
+    return key, value, list(headers)  # aiokafka takes no other sequence
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
@@ -170,7 +172,6 @@ def _client_options(settings: KafkaSettings, service: str) -> dict[str, Any]:
         "acks": "all",
         "enable_idempotence": settings.kafka_idempotent_producer,
         "compression_type": None if compression == "none" else compression,
-        "linger_ms": _LINGER_MS,
         "max_batch_size": _MAX_BATCH_BYTES,
         "max_request_size": MAX_RECORD_BYTES,
         "request_timeout_ms": int(_REQUEST_TIMEOUT_SECONDS * 1000),

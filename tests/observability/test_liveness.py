@@ -19,7 +19,8 @@ from services.writer.metrics import Metrics
 from services.writer.store import Store, Written
 from shared.delivery import open_consumer, poll
 from shared.health import Health
-from shared.kafka import OutgoingRecord, RecordProducer
+from shared.kafka import RecordProducer
+from shared.kafka_batches import OutgoingRecord
 from shared.service import BackgroundLoops
 from shared.settings import KafkaSettings
 from shared.topics import create_topics

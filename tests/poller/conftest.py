@@ -21,7 +21,7 @@ from shared.allegro.client import JournalPage
 from shared.allegro.tally import note_request
 from shared.clock import DatabaseClock
 from shared.database import database_now, open_pool
-from shared.kafka import OutgoingRecord
+from shared.kafka_batches import OutgoingRecord
 from shared.messages import Record, decode
 from shared.topics import Topics
 from tests.builders import consumed

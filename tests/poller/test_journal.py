@@ -22,7 +22,8 @@ from shared.allegro.errors import AllegroUnavailableError, ReauthorizationRequir
 from shared.allegro.tally import note_request
 from shared.clock import DatabaseClock, to_event_id
 from shared.database import database_now, open_pool
-from shared.kafka import OutgoingRecord, PublishFailedError
+from shared.kafka import PublishFailedError
+from shared.kafka_batches import OutgoingRecord
 from shared.sync_start import begin_sync
 from shared.topics import Topics
 from tests.builders import a_token, consumed

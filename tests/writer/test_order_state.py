@@ -22,7 +22,8 @@ from services.writer.metrics import Metrics
 from services.writer.order_state import OrderStates, TopicMarker, publish_states
 from services.writer.store import Store
 from shared.database import open_pool
-from shared.kafka import OutgoingRecord, PublishFailedError, RecordProducer
+from shared.kafka import PublishFailedError, RecordProducer
+from shared.kafka_batches import OutgoingRecord
 from shared.messages import OrderMissing, OrderState, RawJson, Record, decode
 from shared.order_state import republish_all
 from shared.settings import KafkaSettings

@@ -21,7 +21,8 @@ from services.api.problems import (
     UnknownDeadLetterError,
     documented,
 )
-from shared.kafka import OutgoingRecord, UnsendableRecordError
+from shared.kafka import UnsendableRecordError
+from shared.kafka_batches import OutgoingRecord
 
 router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"])
 

@@ -1,0 +1,138 @@
+"""Records into aiokafka's batches, all partitions at once, without a future and a place in a list for each record.
+
+`AIOKafkaProducer.send` keeps books on every record, and lets every partition's batch linger by itself, so that one asks
+the broker for each of them. We wait for all of a publication anyway: a batch's one acknowledgement is enough, and what
+was put within the same few milliseconds goes out in one request, whatever its partition.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import ProducerClosed
+from aiokafka.partitioner import DefaultPartitioner
+
+OutgoingRecord = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
+"""Key, value, headers; not both of key and value are null."""
+
+# How long records are gathered before they go out: what matters is when little comes that it goes soon, and when much
+# comes that there are few requests, of ours and of those who read.
+_SHORT_LINGER_SECONDS = 0.01
+_LONG_LINGER_SECONDS = 0.04
+_MANY_RECORDS = 10
+_KNOWN_KEYS = 20_000
+_partitioner = DefaultPartitioner()
+
+
+@lru_cache(maxsize=_KNOWN_KEYS)
+def _partition_of(key: bytes, partitions: int) -> int:
+    """As every Kafka client's default has it; remembered, since the hash is computed in Python."""
+    return int(_partitioner(key, range(partitions), range(partitions)))
+
+
+class Batch:
+    """Records of one partition; `acknowledged` ends when Kafka has all of them, or with aiokafka's error.
+
+    Several publications share it: nobody may cancel it.
+    """
+
+    def __init__(self, builder: Any) -> None:
+        self._builder = builder
+        self.acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def add(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> bool:
+        """Whether the record found room; the first one always does."""
+        return self._builder.append(timestamp=None, key=key, value=value, headers=headers) is not None
+
+    async def send(self, producer: AIOKafkaProducer, topic: str, partition: int, turn: asyncio.Lock) -> None:
+        """Hand the batch over in its turn: aiokafka lets a later one overtake else."""
+        try:
+            async with turn:
+                acknowledgement = await producer.send_batch(self._builder, topic, partition=partition)
+            await acknowledgement
+        except asyncio.CancelledError:  # by `Batches.close`, and by nobody else
+            self.fail(ProducerClosed())
+        except Exception as error:  # noqa: BLE001 - whoever published has to hear of it, whatever it is
+            self.fail(error)
+        else:
+            self.acknowledged.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """End without an acknowledgement."""
+        self.acknowledged.set_exception(error)
+        self.acknowledged.exception()  # a publication that was given up leaves nobody to look at it
+
+
+class Batches:
+    """What one producer gathers for a moment before it goes out."""
+
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
+        self._linger_seconds = _SHORT_LINGER_SECONDS
+        self._gathered = 0
+        self._filling: dict[tuple[str, int], Batch] = {}
+        self._full: list[tuple[tuple[str, int], Batch]] = []
+        self._turns: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._departure: asyncio.TimerHandle | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def put(self, topic: str, records: Iterable[OutgoingRecord]) -> "set[asyncio.Future[None]]":
+        """Take the records in order; returns the acknowledgements to wait for.
+
+        Raises aiokafka's errors if the topic's partitions are not known in time.
+        """
+        partitions = len(await self._producer.partitions_for(topic))
+        acknowledgements = set()
+        for record in records:
+            acknowledgements.add(self._put(topic, partitions, *record))
+            self._gathered += 1
+        if self._departure is None:
+            self._departure = asyncio.get_running_loop().call_later(self._linger_seconds, self._depart)
+        return acknowledgements
+
+    def _put(
+        self,
+        topic: str,
+        partitions: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]],
+    ) -> "asyncio.Future[None]":
+        place = topic, 0 if key is None else _partition_of(key, partitions)
+        batch = self._filling.get(place)
+        if batch is None or not batch.add(key, value, headers):
+            if batch is not None:
+                self._full.append((place, batch))
+            batch = self._filling[place] = Batch(self._producer.create_batch())
+            batch.add(key, value, headers)
+        return batch.acknowledged
+
+    def _depart(self) -> None:
+        self._departure = None
+        self._linger_seconds = _LONG_LINGER_SECONDS if self._gathered >= _MANY_RECORDS else _SHORT_LINGER_SECONDS
+        self._gathered = 0
+        leaving = [*self._full, *self._filling.items()]
+        self._full.clear()
+        self._filling.clear()
+        for (topic, partition), batch in leaving:
+            sending = batch.send(self._producer, topic, partition, self._turns[topic, partition])
+            task = asyncio.create_task(sending, name=f"send to {topic}")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def close(self) -> None:
+        """Give up what is not acknowledged: whoever waits for it gets ProducerClosed."""
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
+        for batch in [*(batch for _, batch in self._full), *self._filling.values()]:
+            batch.fail(ProducerClosed())
+        self._full.clear()
+        self._filling.clear()
+        await asyncio.sleep(0)  # a task that has not begun could not tell of its end
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)

@@ -1,0 +1,109 @@
+"""Batches that several publications share: nobody's end is another's, and nothing overtakes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import ProducerClosed
+
+from shared.kafka_batches import Batches
+from shared.topics import Topics
+
+pytestmark = pytest.mark.integration
+
+_SMALL_BATCH_BYTES = 2048
+
+
+@pytest.fixture
+async def producer(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
+    async with AIOKafkaProducer(
+        bootstrap_servers=kafka_bootstrap, acks="all", max_batch_size=_SMALL_BATCH_BYTES
+    ) as opened:
+        yield opened
+
+
+async def _published(kafka_bootstrap: str, topic: str, count: int) -> list[bytes]:
+    """All values of the topic's partitions, each partition in its order."""
+    found: dict[TopicPartition, list[bytes]] = {}
+    async with AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest") as consumer:
+        places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        consumer.assign(places)
+        await consumer.seek_to_beginning(*places)
+        async with asyncio.timeout(30):
+            while sum(map(len, found.values())) < count:
+                for place, records in (await consumer.getmany(timeout_ms=500)).items():
+                    found.setdefault(place, []).extend(record.value for record in records)
+    return [value for values in found.values() for value in values]
+
+
+async def _acknowledged(batches: Batches, topic: str, values: list[bytes]) -> None:
+    acknowledgements = await batches.put(topic, [(b"one", value, []) for value in values])
+    await asyncio.wait(acknowledgements)
+    for acknowledgement in acknowledgements:
+        acknowledgement.result()
+
+
+async def test_records_of_many_batches_keep_their_order(
+    kafka_bootstrap: str, fresh_topics: str, producer: AIOKafkaProducer
+) -> None:
+    """aiokafka takes one batch of a partition at a time; whoever comes when it is free would overtake those waiting."""
+    topic = Topics(fresh_topics).orders
+    batches = Batches(producer)
+    values = [b"%06d" % number + bytes(500) for number in range(400)]
+
+    await asyncio.gather(*(_acknowledged(batches, topic, values[start : start + 50]) for start in range(0, 400, 50)))
+
+    assert await _published(kafka_bootstrap, topic, 400) == values
+
+
+async def test_publications_at_the_same_time_share_a_batch_and_one_that_is_given_up_ends_no_other(
+    kafka_bootstrap: str, fresh_topics: str, producer: AIOKafkaProducer
+) -> None:
+    topic = Topics(fresh_topics).orders
+    batches = Batches(producer)
+    (mine,) = await batches.put(topic, [(b"one", b"mine", [])])
+    (yours,) = await batches.put(topic, [(b"one", b"yours", [])])
+
+    given_up = asyncio.create_task(asyncio.wait({mine}))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait({yours})
+
+    assert mine is yours
+    assert yours.exception() is None
+    assert await _published(kafka_bootstrap, topic, 2) == [b"mine", b"yours"]
+
+
+async def test_what_is_not_sent_at_the_end_is_told_to_whoever_waits(
+    fresh_topics: str, producer: AIOKafkaProducer
+) -> None:
+    batches = Batches(producer)
+    lingering = await batches.put(Topics(fresh_topics).orders, [(b"one", b"1", [])])
+
+    await batches.close()
+
+    for acknowledgement in lingering:
+        with pytest.raises(ProducerClosed):
+            acknowledgement.result()
+
+
+async def test_what_is_under_way_at_the_end_is_told_to_whoever_waits(
+    fresh_topics: str, producer: AIOKafkaProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sending = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        sending.set()
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(producer, "send_batch", hang)
+    batches = Batches(producer)
+    acknowledgements = await batches.put(Topics(fresh_topics).orders, [(b"one", b"1", [])])
+    await sending.wait()
+
+    await batches.close()
+
+    for acknowledgement in acknowledgements:
+        with pytest.raises(ProducerClosed):
+            acknowledgement.result()
