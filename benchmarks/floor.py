@@ -36,7 +36,7 @@ _FUNCTIONS: Final = 4
 # msgspec's and pydantic's in the two modules of ours that read bodies and records.
 _KINDS: Final = {
     "Kafka client": ("aiokafka/",),
-    "HTTP": ("aiohttp/", "httpx/", "httpx_aiohttp/", "yarl/", "multidict/", "shared/allegro/http.py"),
+    "HTTP": ("httpx/", "pyreqwest/", "shared/allegro/http.py", "shared/allegro/transport.py"),
     "SQL": ("asyncpg/",),
     "JSON": ("json/", "msgspec/", "pydantic/", "shared/messages.py", "shared/allegro/bodies.py"),
     "encryption": ("cryptography/", "shared/encryption.py"),

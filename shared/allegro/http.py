@@ -1,8 +1,4 @@
-"""The way to Allegro's servers: httpx's interface on aiohttp's transport, and every failure of it in our words.
-
-httpx's own transport slows down as concurrency grows (benchmarks/http_transport.py measures it here); aiohttp's does
-not. Proxies of the environment, redirects and cookies are off: a token goes to Allegro and nowhere else.
-"""
+"""The way to Allegro's servers: httpx's requests and answers, and every failure on the way in our words."""
 
 import asyncio
 import time
@@ -11,12 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from shared.allegro import metrics
 from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError
+from shared.allegro.transport import PyreqwestError, ReqwestTransport
 from shared.request_limits import Endpoint
 from shared.settings import AllegroSettings
 from shared.tracing import span, tell
@@ -26,8 +21,8 @@ ACCEPT = "application/vnd.allegro.public.v1+json"
 _CONNECTIONS = 1000
 _CONNECT_TIMEOUT_SECONDS = 10.0
 
-# What the transport raises: httpx's own, what httpx-aiohttp leaves untranslated, and what the deadline raises.
-TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, aiohttp.ClientError, OSError)
+# What httpx raises, and its transport, and the deadline.
+TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, PyreqwestError, OSError)
 _TIMEOUTS = (httpx.TimeoutException, TimeoutError)
 
 
@@ -65,10 +60,9 @@ class AllegroHttp:
     its time (`make bench-http`).
     """
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, *, headers: Mapping[str, str], timeout: httpx.Timeout):
+    def __init__(self, transport: httpx.AsyncBaseTransport, *, headers: Mapping[str, str]):
         self._transport = transport
         self._headers = headers
-        self._extensions = {"timeout": timeout.as_dict()}
 
     async def request(
         self,
@@ -80,14 +74,7 @@ class AllegroHttp:
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS."""
-        request = httpx.Request(
-            method,
-            url,
-            params=params,
-            data=data,
-            headers={**self._headers, **(headers or {})},
-            extensions=self._extensions,
-        )
+        request = httpx.Request(method, url, params=params, data=data, headers={**self._headers, **(headers or {})})
         response = await self._transport.handle_async_request(request)
         response.request = request
         try:
@@ -109,25 +96,17 @@ class AllegroHttp:
 
 def open_http(settings: AllegroSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> AllegroHttp:
     """With the headers that Allegro demands (User-Agent: #13126, Accept: #11109); the caller closes it."""
+    seconds = settings.allegro_timeout_seconds
     return AllegroHttp(
-        transport or AiohttpTransport(client=_session),
+        transport
+        or ReqwestTransport(
+            connections=_CONNECTIONS, connect_seconds=min(_CONNECT_TIMEOUT_SECONDS, seconds), seconds=seconds
+        ),
         headers={
             "User-Agent": settings.allegro_user_agent,
             "Accept": ACCEPT,
             "Accept-Language": settings.allegro_accept_language,
         },
-        timeout=httpx.Timeout(
-            settings.allegro_timeout_seconds, connect=min(_CONNECT_TIMEOUT_SECONDS, settings.allegro_timeout_seconds)
-        ),
-    )
-
-
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ttl_dns_cache=60),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(),  # httpx's own timeouts hold
-        auto_decompress=False,
     )
 
 

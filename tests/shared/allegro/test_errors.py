@@ -5,9 +5,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
-import aiohttp
 import httpx
-import httpx_aiohttp.transport
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +31,7 @@ from shared.allegro.errors import (
     from_oauth_answer,
 )
 from shared.allegro.http import exchange, open_http
+from shared.allegro.transport import PyreqwestError
 from shared.errors import PermanentError, TransientError
 from shared.request_limits import Endpoint
 from tests.shared.allegro.builders import settings
@@ -191,8 +190,7 @@ def _an_instance(kind: type[BaseException]) -> BaseException:
 TRANSPORT = [
     *_all(httpx.HTTPError),
     *_all(httpx.StreamError),
-    *httpx_aiohttp.transport.AIOHTTP_EXC_MAP,
-    *_all(aiohttp.ClientError),
+    *_all(PyreqwestError),
     OSError,
     ConnectionResetError,
     TimeoutError,
