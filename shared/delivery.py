@@ -105,6 +105,13 @@ class DeadLetter:
         """The same, less what a stranger could have put into it but key and value, which are bytes."""
         return replace(self, headers=(), error=self.error + "; its headers are not kept: they were refused as well")
 
+    def without_content(self) -> "DeadLetter":
+        """The same, small: the record stays where it stood, as long as its topic keeps it."""
+        lengths = f"key {len(self.key or b'')}, value {len(self.value or b'')} bytes"
+        error = f"{self.error[: _MAX_ERROR_LENGTH // 2]}; the record is too large to be kept here ({lengths})"
+        key = self.key if self.token_id is not None else None
+        return replace(self, key=key, value=None, headers=(), error=error)
+
     def outgoing(self) -> OutgoingRecord:
         """The record on the dead-letter topic: as it came, with the cause as its last headers.
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from faststream.kafka import KafkaBroker
 from prometheus_client import Counter, Histogram
 
@@ -117,7 +117,9 @@ class RecordProducer:
                 PUBLISH_SECONDS.labels(topic).observe(time.perf_counter() - started)
                 PUBLISHED.labels(topic).inc(len(acknowledgements))
                 tell({"messaging.batch.message_count": len(acknowledgements)})
-        except MessageSizeTooLargeError as error:
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            if self._settings.kafka_idempotent_producer:
+                await self._discard(producer)  # the broker may have refused it, behind a sequence number
             raise UnsendableRecordError(f"{topic}: {error}") from error
         except (KafkaError, TimeoutError) as error:
             if self._settings.kafka_idempotent_producer:

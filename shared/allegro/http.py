@@ -16,7 +16,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from shared.allegro import metrics
-from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError
+from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError, AnswerTooLargeError
 from shared.request_limits import Endpoint
 from shared.settings import AllegroSettings
 from shared.tracing import span, tell
@@ -25,6 +25,8 @@ ACCEPT = "application/vnd.allegro.public.v1+json"
 # More than there are calls at a time: a permission to call must not grow old in the queue for a connection.
 _CONNECTIONS = 1000
 _CONNECT_TIMEOUT_SECONDS = 10.0
+# Orders have a few kilobytes. What is read is held three or four times over until it is published (promise P10).
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
 # What the transport raises: httpx's own, what httpx-aiohttp leaves untranslated, and what the deadline raises.
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, aiohttp.ClientError, OSError)
@@ -78,8 +80,9 @@ class AllegroHttp:
         params: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> httpx.Response:
-        """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS."""
+        """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS, AnswerTooLargeError."""
         request = httpx.Request(
             method,
             url,
@@ -91,7 +94,7 @@ class AllegroHttp:
         response = await self._transport.handle_async_request(request)
         response.request = request
         try:
-            await response.aread()
+            await _read(response, max_bytes)
         finally:
             await response.aclose()
         return response
@@ -105,6 +108,21 @@ class AllegroHttp:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+
+async def _read(response: httpx.Response, max_bytes: int) -> None:
+    """As `aread`, but of an answer that is longer than `max_bytes`, unpacked, no more than that is ever held."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > max_bytes:
+            if response.status_code == httpx.codes.OK:
+                raise AnswerTooLargeError(f"the answer is larger than {max_bytes} bytes")
+            parts.clear()  # of a refusal, only its status is then known
+            break
+        parts.append(part)
+    response._content = b"".join(parts)
 
 
 def open_http(settings: AllegroSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> AllegroHttp:
@@ -137,8 +155,8 @@ async def exchange(
     """One request and its whole answer, whatever its status.
 
     Raises AllegroTimeoutError after `timeout_seconds` in all, AllegroUnavailableError if the connection fails or the
-    answer is cut off or garbled. The transport's exception is not chained: it holds the request, and the request
-    holds the secret.
+    answer is cut off or garbled, AnswerTooLargeError if it is larger than `max_bytes`. The transport's exception is not
+    chained: it holds the request, and the request holds the secret.
     """
     told = {"http.request.method": method, "orders_backup.endpoint": endpoint.value}
     with span(f"Allegro {endpoint.value}", told, kind="client"):
@@ -159,6 +177,9 @@ async def _exchange(
     except _TIMEOUTS:
         metrics.requests.labels(endpoint.value, "timeout").inc()
         raise AllegroTimeoutError(f"no answer within {timeout_seconds:g} s").at(endpoint.value) from None
+    except AnswerTooLargeError as error:
+        metrics.requests.labels(endpoint.value, "too_large").inc()
+        raise error.at(endpoint.value, httpx.codes.OK) from None
     except TRANSPORT_ERRORS as error:
         metrics.requests.labels(endpoint.value, "connection").inc()
         raise AllegroUnavailableError(f"no answer: {type(error).__name__}").at(endpoint.value) from None
