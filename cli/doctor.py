@@ -105,9 +105,9 @@ async def _allegro(settings: _Settings) -> Finding:
     async with open_http(settings) as http:
         answer = await http.request("GET", f"{settings.api_url}/order/event-stats")
     if answer.is_server_error:
-        return Finding("Allegro", f"{settings.api_url} answers {answer.status_code}", "wait: nothing is lost meanwhile")
-    if answer.status_code != httpx.codes.UNAUTHORIZED:
-        found = f"{settings.api_url} answers {answer.status_code} where Allegro asks for a token (401)"
+        return Finding("Allegro", f"{settings.api_url} answers {answer.status}", "wait: nothing is lost meanwhile")
+    if answer.status != httpx.codes.UNAUTHORIZED:
+        found = f"{settings.api_url} answers {answer.status} where Allegro asks for a token (401)"
         return Finding("Allegro", found, "correct ALLEGRO_API_URL or ALLEGRO_USER_AGENT, or see what stands between")
     return Finding("Allegro", f"{settings.api_url} answers")
 

@@ -11,9 +11,10 @@ import base64
 import hashlib
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -41,6 +42,11 @@ _LAG_SECONDS = 5.0
 _LONGEST_POLL_SECONDS = 75.0
 _LONGEST_COMMIT_SECONDS = 15.0
 _MAX_ERROR_LENGTH = 2000
+# Kafka's own limit of a topic's name; names of services and errors are shorter.
+_MAX_NAME_LENGTH = 249
+_INT4 = 2**31 - 1
+_INT8 = 2**63 - 1
+_NUMBER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _PREFIX = "dead-letter-"
 _CAUSE_HEADERS = frozenset(
     f"{_PREFIX}{name}"
@@ -74,8 +80,7 @@ class DeadLetter:
             value=record.value,
             headers=tuple(record.headers),
             error_type=type(error).__name__,
-            # PostgreSQL's text cannot hold a NUL.
-            error=scrub(str(error)).replace("\0", "\N{REPLACEMENT CHARACTER}")[:_MAX_ERROR_LENGTH],
+            error=_without_nul(scrub(str(error)))[:_MAX_ERROR_LENGTH],
             attempts=attempts,
         )
 
@@ -90,9 +95,22 @@ class DeadLetter:
         return int(key) if key.isdigit() and len(key) < 19 else None
 
     def header_json(self) -> bytes:
-        """The headers as stored: pairs of name and base64 value, since values may be null or any bytes."""
-        pairs = [(name, None if value is None else base64.b64encode(value).decode()) for name, value in self.headers]
-        return json.dumps(pairs).encode()
+        """The headers as stored: pairs of name and base64 value, since values may be null or any bytes.
+
+        `jsonb` cannot hold a NUL: a name with one stands there without it, and in base64 behind the value.
+        """
+        return json.dumps([_stored(name, value) for name, value in self.headers]).encode()
+
+    def without_headers(self) -> "DeadLetter":
+        """The same, less what a stranger could have put into it but key and value, which are bytes."""
+        return replace(self, headers=(), error=self.error + "; its headers are not kept: they were refused as well")
+
+    def without_content(self) -> "DeadLetter":
+        """The same, small: the record stays where it stood, as long as its topic keeps it."""
+        lengths = f"key {len(self.key or b'')}, value {len(self.value or b'')} bytes"
+        error = f"{self.error[: _MAX_ERROR_LENGTH // 2]}; the record is too large to be kept here ({lengths})"
+        key = self.key if self.token_id is not None else None
+        return replace(self, key=key, value=None, headers=(), error=error)
 
     def outgoing(self) -> OutgoingRecord:
         """The record on the dead-letter topic: as it came, with the cause as its last headers.
@@ -126,26 +144,47 @@ class DeadLetter:
             own[name] = value or b""
             headers = headers[:-1]
 
-        def text(name: str, default: str) -> str:
-            return own.get(f"{_PREFIX}{name}", default.encode()).decode("utf-8", "replace")
+        def text(name: str, default: str, longest: int = _MAX_NAME_LENGTH) -> str:
+            found = own.get(f"{_PREFIX}{name}", default.encode())
+            return _without_nul(found.decode("utf-8", "replace"))[:longest]
 
-        def number(name: str, default: int) -> int:
+        def number(name: str, default: int, largest: int) -> int:
             found = text(name, "")
-            return int(found) if found.isdigit() else default
+            value = int(found) if _NUMBER.fullmatch(found) else default
+            return value if -largest <= value <= largest else default
 
         absent = text("null", "").split()
         return cls(
             service=text("service", "unknown"),
             topic=text("topic", record.topic),
-            partition=number("partition", record.partition),
-            offset=number("offset", record.offset),
+            partition=number("partition", record.partition, _INT4),
+            offset=number("offset", record.offset, _INT8),
             key=None if "key" in absent else record.key,
             value=None if "value" in absent else record.value,
             headers=headers,
             error_type=text("error-type", "unknown"),
-            error=text("error", ""),
-            attempts=number("attempts", 1),
+            error=text("error", "", _MAX_ERROR_LENGTH),
+            attempts=number("attempts", 1, _INT4),
         )
+
+
+def stored_headers(document: str | bytes) -> list[tuple[str, str | None]]:
+    """Read `header_json`: names as they came, values in base64."""
+    return [
+        (base64.b64decode(exact[0]).decode() if exact else name, value) for name, value, *exact in json.loads(document)
+    ]
+
+
+def _stored(name: str, value: bytes | None) -> list[str | None]:
+    encoded = None if value is None else base64.b64encode(value).decode()
+    if "\0" not in name:
+        return [name, encoded]
+    return [_without_nul(name), encoded, base64.b64encode(name.encode()).decode()]
+
+
+def _without_nul(text: str) -> str:
+    """PostgreSQL's text cannot hold a NUL."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll_interval_ms: int) -> AIOKafkaConsumer:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faststream.kafka import KafkaBroker
 from prometheus_client import Counter, Histogram
@@ -114,6 +114,11 @@ class RecordProducer:
                 await asyncio.wait(acknowledgements)
             for acknowledgement in acknowledgements:
                 acknowledgement.result()
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            # Nobody else's: what is larger than a batch has one to itself.
+            if self._settings.kafka_idempotent_producer:
+                await self._discard(producer)  # the broker may have refused it, behind a sequence number
+            raise UnsendableRecordError(f"{topic}: {error!r}") from error
         except (KafkaError, TimeoutError) as error:
             if self._settings.kafka_idempotent_producer:
                 await self._discard(producer)

@@ -178,6 +178,9 @@ class OrderFetchFailed(_Record):
     retry_after_seconds: float | None = Field(default=None, ge=0, description="None: it cannot succeed")
     error: str
     requests: int = _SPENT
+    place: WindowPlace | None = Field(
+        default=None, description="where a walk met the order, if one did: the walk goes on behind it"
+    )
 
 
 Outcome = Literal["completed", "stopped", "stalled", "failed"]

@@ -90,7 +90,7 @@ class Probes:
         # Without a token the API refuses, which shows that it is there.
         answer = await self._http.request("GET", self._settings.api_url + "/order/event-stats")
         if answer.is_server_error:
-            raise AllegroUnavailableError(str(answer.status_code))
+            raise AllegroUnavailableError(str(answer.status))
 
 
 async def _look(ask: Callable[[], Awaitable[object]]) -> Measurement:

@@ -24,6 +24,7 @@ from shared.allegro.client import AllegroClient
 from shared.allegro.errors import (
     AccessDeniedError,
     AllegroOutageError,
+    AnswerTooLargeError,
     ReauthorizationRequiredError,
     RequestRejectedError,
 )
@@ -175,7 +176,13 @@ class BulkHandler:
     async def _walk_pages(self, attempt: _Attempt) -> None:
         walk = attempt.walk
         while (request := walk.next_request()) is not None:
-            page = await self._page(attempt, request)
+            try:
+                page = await self._page(attempt, request)
+            except AnswerTooLargeError as error:
+                logger.warning("a page is too large", extra={"run_id": str(attempt.run_id), "error": str(error)})
+                attempt.requests += 1
+                walk.ask_for_less()
+                continue
             observed_at = page.requested_at - self._list_lag
             observed = [_observed(attempt, met, observed_at) for met in walk.take(page)]
             progressed = WindowProgressed(
@@ -219,6 +226,7 @@ class BulkHandler:
                         bought_from=request.bought_from,
                         bought_to=request.bought_to,
                         offset=request.offset,
+                        limit=request.limit,
                         traffic="bulk",
                     ),
                 )
@@ -278,6 +286,10 @@ class BulkHandler:
         withheld = attempt.walk.withheld
         if withheld:
             await self._finish(attempt, "stalled", f"Allegro counts {withheld} more orders than it lists")
+        elif attempt.walk.passed_over:
+            await self._finish(
+                attempt, "stalled", f"{attempt.walk.passed_over} times an order was too large to be read"
+            )
         else:
             await self._finish(attempt, "completed")
 

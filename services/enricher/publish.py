@@ -1,16 +1,20 @@
 """Results on their way to the writer, and unreadable records on their way to the dead letters."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
 from shared.delivery import DeadLetter
-from shared.kafka import RecordProducer
+from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.logs import current_correlation_id
-from shared.messages import Record, headers
+from shared.messages import OrderFetch, OrderFetchFailed, OrderObserved, Record, WindowProgressed, headers
+from shared.oversize import letter_of, publish_each, shortened
 from shared.topics import Topics
 from shared.tracing import traceparent
+
+logger = logging.getLogger(__name__)
 
 SERVICE = "enricher"
 
@@ -23,13 +27,59 @@ class Publisher:
         self._topics = topics
 
     async def results(self, records: Iterable[Record], *, run_id: UUID | None = None) -> None:
-        """Publish to `orders`, keyed by token; raises PublishFailedError."""
+        """Publish to `orders`, keyed by token; raises PublishFailedError.
+
+        In place of an order that is too large for Kafka goes a look that failed for good, and a dead letter.
+        """
         carried = headers(correlation_id=current_correlation_id(), run_id=run_id, traceparent=traceparent())
-        await self._producer.publish_all(
-            self._topics.orders, [(record.key, record.encode(), carried) for record in records]
-        )
+
+        async def publish(part: Sequence[Record]) -> None:
+            await self._producer.publish_all(
+                self._topics.orders, [(record.key, record.encode(), carried) for record in part]
+            )
+
+        async def instead(record: Record, error: UnsendableRecordError) -> None:
+            match record:
+                case OrderObserved():
+                    await self._tell_too_large(record, error, carried)
+                    await publish([_failed(record, error)])
+                case WindowProgressed() if record.covered is not None:
+                    # What it lists is too long: nothing is compared with it then.
+                    await publish([record.model_copy(update={"covered": None})])
+                case _:
+                    raise error
+
+        await publish_each(publish, list(records), instead)
+
+    async def _tell_too_large(
+        self, record: OrderObserved, error: UnsendableRecordError, carried: Sequence[tuple[str, bytes | None]]
+    ) -> None:
+        order_id = shortened(record.order_id)
+        logger.error("an order is too large for Kafka", extra={"order_id": order_id, "bytes": len(record.order)})
+        look = OrderFetch(token_id=record.token_id, order_id=order_id, wanted_after=record.observed_at)
+        letter = letter_of(look, error, service=SERVICE, topic=self._topics.order_events, headers=carried)
+        await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])
 
     async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
-        """Set a record aside as it came, with its cause; raises PublishFailedError."""
+        """Set a record aside as it came, with its cause; raises PublishFailedError.
+
+        With the cause, one of the largest records is larger than may be: what is left of it then is where it stood.
+        """
         letter = DeadLetter.of(record, error, service=SERVICE, attempts=attempts)
-        await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])
+        try:
+            await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])
+        except UnsendableRecordError:
+            await self._producer.publish_all(self._topics.dead_letters, [letter.without_content().outgoing()])
+
+
+def _failed(record: OrderObserved, error: UnsendableRecordError) -> OrderFetchFailed:
+    """What the writer is told: a walk goes on behind it, nothing is owed any more, the copy that we have stays."""
+    return OrderFetchFailed(
+        token_id=record.token_id,
+        order_id=shortened(record.order_id),
+        wanted_after=record.observed_at,
+        attempts=1,
+        error=f"{type(error).__name__}: {error}",
+        requests=record.requests,
+        place=record.place,
+    )

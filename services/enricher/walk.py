@@ -21,6 +21,7 @@ PAGE_SIZE = 100
 _REMEMBERED_IDS = 1000
 # A page that shows nothing new although there is much more; and one that lacks a few of its rows.
 _LOOKS_AGAIN = 3
+_SMALLER = 10
 _LOOKS_AT_A_SHORT_PAGE = 2
 
 
@@ -31,6 +32,7 @@ class PageRequest:
     bought_from: datetime
     bought_to: datetime
     offset: int
+    limit: int = PAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Walk:
         self._position = position
         self._bought_to = bought_to
         self._offset = 0
+        self._limit = PAGE_SIZE
         self._known: OrderedDict[str, None] = OrderedDict.fromkeys(counted)
         self._ended = position > bought_to
         self._shown_here: dict[str, ListedOrder] = {}
@@ -81,6 +84,8 @@ class Walk:
         self.expected: int | None = None
         self.withheld = 0
         """Orders that the last page counted beyond its own and did not show, where these are more than a page."""
+        self.passed_over = 0
+        """Orders that were not read, since each alone is larger than an answer may be."""
         self.looks_again = 0
         """How often in a row the present request was made again."""
         self.covered: Covered | None = None
@@ -88,7 +93,17 @@ class Walk:
 
     def next_request(self) -> PageRequest | None:
         """What to ask for next; None at the end."""
-        return None if self._ended else PageRequest(self._position, self._bought_to, self._offset)
+        return None if self._ended else PageRequest(self._position, self._bought_to, self._offset, self._limit)
+
+    def ask_for_less(self) -> None:
+        """The answer was too large to be read: fewer orders next time, and at last go on behind the one that is."""
+        if self._limit > 1:
+            self._limit //= _SMALLER
+        else:
+            self._limit = PAGE_SIZE
+            self._offset += 1
+            self._shown_here = {}
+            self.passed_over += 1
 
     def take(self, page: OrderPage) -> list[Met]:
         """Take a page; returns the orders not met before."""
@@ -127,7 +142,9 @@ class Walk:
         shown = len(self._shown_here)
         beyond = (page.total_count or 0) - self._offset - shown
         self.withheld = beyond if beyond > PAGE_SIZE and not met else 0
-        if shown >= PAGE_SIZE:
+        is_full = shown >= self._limit
+        self._limit = PAGE_SIZE
+        if is_full:
             self._go_on()
         elif beyond <= 0:
             self._end()

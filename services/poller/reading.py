@@ -8,11 +8,13 @@ from uuid import UUID
 import asyncpg
 
 from services.poller.positions import Cursor, Link, chain, wanted_after
-from shared.allegro.client import AllegroClient
+from shared.allegro.client import AllegroClient, JournalPage
+from shared.allegro.errors import AnswerTooLargeError
 from shared.messages import OrderEvent
 from shared.request_limits import Traffic
 
 PAGE_SIZE = 1000
+_SMALLER = 10
 
 _KNOWN = "SELECT event_id FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])"
 
@@ -38,17 +40,28 @@ class PageReader:
 
     async def page(self, token_id: int, cursor: Cursor, *, after: int, traffic: Traffic = "live") -> Page:
         """The page after a position; raises the errors of shared.allegro.errors."""
-        answer = await self._allegro.events(token_id, after=after, limit=PAGE_SIZE, traffic=traffic)
+        answer, limit = await self._answer(token_id, after, traffic)
         stored = cursor.stored_event_id
         asked = [event.event_id for event in answer.events if event.event_id <= stored]
         known = {row["event_id"] for row in await self._pool.fetch(_KNOWN, token_id, asked)} if asked else ()
         return Page(
             links=list(chain(answer.events, after=after, stored_event_id=stored, known=known)),
             read_up_to=max((event.event_id for event in answer.events), default=after),
-            is_last=len(answer.events) < PAGE_SIZE,
+            is_last=len(answer.events) < limit,
             received_at=answer.received_at,
             clock_ahead=answer.clock_ahead,
         )
+
+    async def _answer(self, token_id: int, after: int, traffic: Traffic) -> tuple[JournalPage, int]:
+        """The answer, and how many events were asked for: fewer and fewer, while it would be too large to be read."""
+        limit = PAGE_SIZE
+        while True:
+            try:
+                return await self._allegro.events(token_id, after=after, limit=limit, traffic=traffic), limit
+            except AnswerTooLargeError:
+                if limit == 1:
+                    raise
+                limit //= _SMALLER
 
     def records(
         self, token_id: int, page: Page, cursor: Cursor, *, run_id: UUID, run_last: int, run_requests: int = 0

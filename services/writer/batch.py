@@ -186,6 +186,10 @@ def _add_missing(batch: Batch, record: OrderMissing) -> None:
 
 def _add_failure(batch: Batch, record: OrderFetchFailed) -> None:
     key = record.token_id, record.order_id
+    if record.place is not None:
+        batch.walked[record.place.run_id, record.place.attempt].append(
+            Walked(record.place.sequence, record.order_id.replace("\0", "\N{REPLACEMENT CHARACTER}"), None)
+        )
     _cost(batch, key, record.requests)
     known = batch.failures.get(key)
     if known is None or record.attempts > known.attempts:

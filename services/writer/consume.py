@@ -215,7 +215,10 @@ class Writer:
                 refusal = error
         logger.error("record refused by the database", extra={"topic": record.topic, "offset": record.offset})
         letter = DeadLetter.of(record, refusal, service=SERVICE)
-        return await self._apply(Batch(unreadable=[letter], walked=batch.walked))
+        with suppress(RefusedError):
+            return await self._apply(Batch(unreadable=[letter], walked=batch.walked))
+        # Nothing is left in it that could be refused: a record that lands nowhere would come again for ever.
+        return await self._apply(Batch(unreadable=[letter.without_headers()]))
 
 
 def _say_stored(records: Sequence[ConsumerRecord]) -> None:

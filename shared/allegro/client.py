@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from shared.allegro import bodies
+from shared.allegro.answer import Answer
 from shared.allegro.bodies import FetchedOrder, JournalEvent, OrderPage, UnreadableBodyError
 from shared.allegro.errors import (
     AllegroTimeoutError,
@@ -22,7 +23,7 @@ from shared.allegro.errors import (
     UnauthorizedError,
     from_answer,
 )
-from shared.allegro.http import AllegroHttp, Answer, exchange
+from shared.allegro.http import MAX_ANSWER_BYTES, AllegroHttp, exchange
 from shared.allegro.outage import Outage
 from shared.allegro.tally import note_request
 from shared.clock import Clock
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _FIRST_BACKOFF_SECONDS = 0.5
+# What cannot be asked for in smaller pieces may be larger, so that it is known what it is.
+_MAX_SINGLE_BYTES = 2 * MAX_ANSWER_BYTES
 
 _Result = TypeVar("_Result")
 
@@ -61,7 +64,7 @@ class _Answer:
     body: bytes
     requested_at: datetime
     received_at: datetime
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     trace_id: str | None
 
 
@@ -92,7 +95,10 @@ class AllegroClient:
         self._sleep = sleep
 
     async def events(self, token_id: int, *, after: int, limit: int = 1000, traffic: Traffic = "live") -> JournalPage:
-        """The journal after a position, which is excluded; no filter by type: the forms Allegro takes vary (#3875)."""
+        """The journal after a position, which is excluded; no filter by type: the forms Allegro takes vary (#3875).
+
+        Raises AnswerTooLargeError if so many events are too much to read.
+        """
         params = {"from": str(after), "limit": str(limit)}
         answer = await self._get(token_id, Endpoint.EVENTS, "/order/events", params, traffic)
         events = _read(lambda: bodies.journal_events(answer.body), Endpoint.EVENTS, answer)
@@ -115,7 +121,10 @@ class AllegroClient:
         limit: int = 100,
         traffic: Traffic,
     ) -> OrderPage:
-        """A page of orders by ascending time of purchase; both bounds are included."""
+        """A page of orders by ascending time of purchase; both bounds are included.
+
+        Raises AnswerTooLargeError if so many orders are too much to read.
+        """
         params = {
             "lineItems.boughtAt.gte": utc(bought_from),
             "lineItems.boughtAt.lte": utc(bought_to),
@@ -212,6 +221,7 @@ class AllegroClient:
             timeout_seconds=self._timeout_seconds,
             params=params,
             headers={"Authorization": f"Bearer {bearer.secret.reveal()}"},
+            max_bytes=_MAX_SINGLE_BYTES if params.get("limit", "1") == "1" else MAX_ANSWER_BYTES,
         )
         if answer.remaining is not None:
             self._limits.learn_remaining(answer.remaining)
@@ -250,7 +260,7 @@ def _read(read: Callable[[], _Result], endpoint: Endpoint, answer: _Answer) -> _
         raise AllegroUnavailableError(f"unreadable answer: {error}").at(endpoint.value, 200, answer.trace_id) from error
 
 
-def _date(headers: httpx.Headers) -> datetime | None:
+def _date(headers: Mapping[str, str]) -> datetime | None:
     try:
         date = parsedate_to_datetime(headers.get("Date", ""))
     except (ValueError, TypeError, OverflowError):

@@ -10,6 +10,7 @@
     ├── AccessDeniedError       (PermanentError)   403: a scope is missing, or the API key is blocked (#11939, #10913)
     ├── OrderNotFoundError      (PermanentError)   404: merged, older than a year, or another seller's
     ├── RequestRejectedError    (PermanentError)   any other 4xx: our request was wrong
+    ├── AnswerTooLargeError     (PermanentError)   longer than we read: asking for less may help
     ├── InvalidGrantError       (PermanentError)   the refresh token was not accepted, this time
     ├── UnauthorizedError                          401: refreshing the access token may help
     ├── ReauthorizationRequiredError               the seller has to consent again
@@ -97,6 +98,10 @@ class UnauthorizedError(AllegroError):
     """401: the access token was not accepted; refreshing it may help. `generation` is the pair it was of."""
 
     generation: int = 0
+
+
+class AnswerTooLargeError(AllegroError, PermanentError):
+    """The answer is longer than what is read of one (`shared.allegro.http`); nothing of it is kept."""
 
 
 class InvalidGrantError(AllegroError, PermanentError):

@@ -1,66 +1,32 @@
-"""The way to Allegro's servers: httpx's requests and answers, and every failure on the way in our words."""
+"""The way to Allegro's servers: our headers, and every failure on the way in our words."""
 
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import httpx
 
 from shared.allegro import metrics
-from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError
-from shared.allegro.transport import PyreqwestError, ReqwestTransport
+from shared.allegro.answer import Answer
+from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError, AnswerTooLargeError
+from shared.allegro.transport import TIMEOUTS, TRANSPORT_ERRORS, HttpxTransport, ReqwestTransport, Transport
 from shared.request_limits import Endpoint
 from shared.settings import AllegroSettings
 from shared.tracing import span, tell
 
 ACCEPT = "application/vnd.allegro.public.v1+json"
-# More than there are calls at a time: a permission to call must not grow old in the queue for a connection.
-_CONNECTIONS = 1000
 _CONNECT_TIMEOUT_SECONDS = 10.0
-
-# What httpx raises, and its transport, and the deadline.
-TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, PyreqwestError, OSError)
-_TIMEOUTS = (httpx.TimeoutException, TimeoutError)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A complete answer."""
-
-    status: int
-    headers: httpx.Headers
-    body: bytes
-
-    @property
-    def trace_id(self) -> str | None:
-        """What Allegro wants to be told in every report; the authorisation server sends none (#7999)."""
-        trace_id: str | None = self.headers.get("Trace-Id")
-        return trace_id
-
-    @property
-    def retry_after(self) -> timedelta | None:
-        """The wait that the answer asks for; only the form in seconds (RFC 9110, 10.2.3) is of use to us."""
-        value = self.headers.get("Retry-After", "")
-        return timedelta(seconds=int(value)) if value.isascii() and value.isdigit() and len(value) < 7 else None
-
-    @property
-    def remaining(self) -> int | None:
-        """`X-RateLimit-Remaining`, seen in 2018 and 2019 (#589)."""
-        value = self.headers.get("X-RateLimit-Remaining", "")
-        return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
+_FORM = "application/x-www-form-urlencoded"
+# Orders have a few kilobytes. What is read is held three or four times over until it is published (promise P10).
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
 
 class AllegroHttp:
-    """httpx's requests and answers over a transport, without httpx's client.
+    """Requests with the headers that every call needs."""
 
-    Redirects, cookies, hooks, proxies and login schemes are nothing that a call to Allegro needs, and cost a third of
-    its time (`make bench-http`).
-    """
-
-    def __init__(self, transport: httpx.AsyncBaseTransport, *, headers: Mapping[str, str]):
+    def __init__(self, transport: Transport, *, headers: Mapping[str, str]):
         self._transport = transport
         self._headers = headers
 
@@ -72,19 +38,24 @@ class AllegroHttp:
         params: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
-        """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS."""
-        request = httpx.Request(method, url, params=params, data=data, headers={**self._headers, **(headers or {})})
-        response = await self._transport.handle_async_request(request)
-        response.request = request
-        try:
-            await response.aread()
-        finally:
-            await response.aclose()
-        return response
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> Answer:
+        """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS, AnswerTooLargeError."""
+        sent = {**self._headers, **(headers or {})}
+        body = None
+        if data is not None:
+            sent["Content-Type"] = _FORM
+            body = urlencode(data).encode()
+        if params:
+            url = f"{url}?{urlencode(params)}"
+        answer = await self._transport.send(method, url, sent, body, max_bytes=max_bytes)
+        if len(answer.body) <= max_bytes:
+            return answer
+        if answer.status == httpx.codes.OK:
+            raise AnswerTooLargeError(f"the answer is larger than {max_bytes} bytes")
+        return Answer(answer.status, answer.headers, b"")  # of a refusal, only its status is then known
 
     async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -96,12 +67,9 @@ class AllegroHttp:
 
 def open_http(settings: AllegroSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> AllegroHttp:
     """With the headers that Allegro demands (User-Agent: #13126, Accept: #11109); the caller closes it."""
-    seconds = settings.allegro_timeout_seconds
+    connect_seconds = min(_CONNECT_TIMEOUT_SECONDS, settings.allegro_timeout_seconds)
     return AllegroHttp(
-        transport
-        or ReqwestTransport(
-            connections=_CONNECTIONS, connect_seconds=min(_CONNECT_TIMEOUT_SECONDS, seconds), seconds=seconds
-        ),
+        ReqwestTransport(connect_seconds=connect_seconds) if transport is None else HttpxTransport(transport),
         headers={
             "User-Agent": settings.allegro_user_agent,
             "Accept": ACCEPT,
@@ -116,8 +84,8 @@ async def exchange(
     """One request and its whole answer, whatever its status.
 
     Raises AllegroTimeoutError after `timeout_seconds` in all, AllegroUnavailableError if the connection fails or the
-    answer is cut off or garbled. The transport's exception is not chained: it holds the request, and the request
-    holds the secret.
+    answer is cut off or garbled, AnswerTooLargeError if it is larger than `max_bytes`. The transport's exception is not
+    chained: it holds the request, and the request holds the secret.
     """
     told = {"http.request.method": method, "orders_backup.endpoint": endpoint.value}
     with span(f"Allegro {endpoint.value}", told, kind="client"):
@@ -134,16 +102,19 @@ async def _exchange(
     started = time.perf_counter()
     try:
         async with asyncio.timeout(timeout_seconds):
-            response = await http.request(method, url, **arguments)
-    except _TIMEOUTS:
+            answer = await http.request(method, url, **arguments)
+    except TIMEOUTS:
         metrics.requests.labels(endpoint.value, "timeout").inc()
         raise AllegroTimeoutError(f"no answer within {timeout_seconds:g} s").at(endpoint.value) from None
+    except AnswerTooLargeError as error:
+        metrics.requests.labels(endpoint.value, "too_large").inc()
+        raise error.at(endpoint.value, httpx.codes.OK) from None
     except TRANSPORT_ERRORS as error:
         metrics.requests.labels(endpoint.value, "connection").inc()
         raise AllegroUnavailableError(f"no answer: {type(error).__name__}").at(endpoint.value) from None
     metrics.request_seconds.labels(endpoint.value).observe(time.perf_counter() - started)
-    metrics.requests.labels(endpoint.value, outcome_of(response.status_code)).inc()
-    return Answer(response.status_code, response.headers, response.content)
+    metrics.requests.labels(endpoint.value, outcome_of(answer.status)).inc()
+    return answer
 
 
 def outcome_of(status: int) -> str:

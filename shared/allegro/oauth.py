@@ -9,8 +9,10 @@ from typing import Any, NoReturn
 import httpx
 import msgspec
 
+from shared.allegro.answer import Answer
 from shared.allegro.errors import (
     AllegroUnavailableError,
+    AnswerTooLargeError,
     AuthorizationEndedError,
     AuthorizationPendingError,
     InvalidClientError,
@@ -21,7 +23,7 @@ from shared.allegro.errors import (
     SlowDownError,
     from_oauth_answer,
 )
-from shared.allegro.http import AllegroHttp, Answer, exchange
+from shared.allegro.http import AllegroHttp, exchange
 from shared.encryption import Secret
 from shared.request_limits import Endpoint, RequestLimits
 from shared.settings import AllegroSettings
@@ -43,6 +45,7 @@ _DEFAULT_INTERVAL_SECONDS = 5
 _DEFAULT_EXPIRY_SECONDS = 12 * 3600
 # A refresh runs under a row lock: however long API calls may take, it may not.
 _LONGEST_TIMEOUT_SECONDS = 20.0
+_MAX_ANSWER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -127,15 +130,19 @@ class AllegroOAuth:
         self, endpoint: Endpoint, path: str, form: dict[str, str], *, patience_seconds: float | None = None
     ) -> dict[str, Any]:
         await self._permission(endpoint, patience_seconds)
-        answer = await exchange(
-            self._http,
-            endpoint,
-            "POST",
-            self._url + path,
-            timeout_seconds=self._timeout_seconds,
-            data=form,
-            headers={"Authorization": self._basic.reveal()},
-        )
+        try:
+            answer = await exchange(
+                self._http,
+                endpoint,
+                "POST",
+                self._url + path,
+                timeout_seconds=self._timeout_seconds,
+                data=form,
+                headers={"Authorization": self._basic.reveal()},
+                max_bytes=_MAX_ANSWER_BYTES,
+            )
+        except AnswerTooLargeError as error:
+            raise AllegroUnavailableError(f"not what the authorisation server sends: {error}") from error
         if answer.status != httpx.codes.OK:
             await self._refuse(endpoint, answer)
         return _json_object(endpoint, answer.body)

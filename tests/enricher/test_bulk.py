@@ -36,7 +36,7 @@ class Allegro:
         self.silent = asyncio.Event()
 
     async def list_orders(
-        self, _token_id: int, *, bought_from: datetime, bought_to: datetime, offset: int, traffic: str
+        self, _token_id: int, *, bought_from: datetime, bought_to: datetime, offset: int, limit: int, traffic: str
     ) -> OrderPage:
         assert traffic == "bulk"
         self.pages += 1
@@ -48,7 +48,7 @@ class Allegro:
         found = [self._listed(moment) for moment in self.bought if bought_from <= moment <= bought_to]
         if self.empty_from is not None and self.pages >= self.empty_from:
             return OrderPage((), len(found), NOON)
-        return OrderPage(tuple(found[offset : offset + 100]), len(found), NOON)
+        return OrderPage(tuple(found[offset : offset + limit]), len(found), NOON)
 
     def _listed(self, moment: datetime) -> ListedOrder:
         return listed_order(an_order_body(f"o-{(moment - NOON).seconds}", bought_at=moment))

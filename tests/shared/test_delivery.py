@@ -1,10 +1,13 @@
 """Dead letters on their way over the topic: what comes out is what was set aside (D2)."""
 
+import base64
+
+import pytest
 from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.delivery import DeadLetter
+from shared.delivery import DeadLetter, stored_headers
 from shared.errors import PermanentError
 from tests.builders import consumed
 
@@ -54,3 +57,52 @@ def test_a_stranger_on_the_topic_is_read_as_well(record: ConsumerRecord) -> None
         record.value,
         (("odd", b"\xff"),),
     )
+
+
+@given(RECORDS)
+def test_the_headers_of_a_dead_letter_are_stored_without_a_nul_and_read_back_as_they_came(
+    record: ConsumerRecord,
+) -> None:
+    document = DeadLetter.of(record, PermanentError("odd"), service="enricher").header_json()
+
+    read = [(name, None if value is None else base64.b64decode(value)) for name, value in stored_headers(document)]
+    assert read == list(record.headers)
+    assert b"\\u0000" not in document
+
+
+@pytest.mark.parametrize(
+    ("toxin", "read"),
+    [
+        (b"9" * 5000, 1),
+        ("²".encode(), 1),
+        ("٣".encode(), 1),
+        (b"9" * 19, 1),
+        (b"2147483648", 1),
+        (b"2147483647", 2147483647),
+        (b"1\n", 1),
+        (b" 1", 1),
+        (b"", 1),
+        (b"\xff", 1),
+        (b"12", 12),
+    ],
+)
+def test_a_number_that_is_none_or_that_no_column_holds_is_as_good_as_absent(toxin: bytes, read: int) -> None:
+    headers = tuple((f"dead-letter-{name}", toxin) for name in ("attempts", "partition", "offset"))
+
+    letter = DeadLetter.from_record(consumed(b"x", topic="dead-letters", offset=5, headers=headers))
+
+    assert letter.attempts == read
+    assert letter.partition in (0, read)
+    assert 0 <= letter.offset < 2**63
+
+
+def test_what_a_stranger_writes_as_the_cause_fits_into_the_columns() -> None:
+    toxin = b"a\0b" * 5000
+    names = ("service", "topic", "error-type", "error")
+    headers = tuple((f"dead-letter-{name}", toxin) for name in names)
+
+    letter = DeadLetter.from_record(consumed(b"x", topic="dead-letters", headers=headers))
+
+    texts = (letter.service, letter.topic, letter.error_type, letter.error)
+    assert [len(text) for text in texts] == [249, 249, 249, 2000]
+    assert not any("\0" in text for text in texts)

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from services.writer.batch import Batch
 from services.writer.consume import Writer
 from services.writer.metrics import Metrics
-from services.writer.store import Store, Written
+from services.writer.store import RefusedError, Store, Written
 from shared.database import open_pool
 from shared.delivery import open_consumer
 from shared.kafka import MAX_RECORD_BYTES, RecordProducer
@@ -139,6 +139,52 @@ async def test_unreadable_records_are_set_aside_with_their_bytes_and_block_nothi
         DEEP,
     }
     assert {letter["error_type"] for letter in letters} == {"UnreadableRecordError"}
+
+
+async def test_toxic_headers_end_no_loop_wherever_they_come(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    """Numbers that are none, names with a NUL: read again and again, they would stop everything behind them."""
+    causes: list[tuple[str, bytes | None]] = [
+        (f"dead-letter-{name}", toxin)
+        for name in ("attempts", "partition", "offset", "topic", "service", "error")
+        for toxin in (b"9" * 5000, "\u00b2".encode(), b"a\0b", b"\xff", None)
+    ]
+    odd: list[tuple[str, bytes | None]] = [("a\0b", b"x"), ("\0", None), ("", b"\0")]
+    records = [
+        (topic, key, b"%d" % number, [header])
+        for topic in (settings.topics.orders, settings.topics.order_events, settings.topics.dead_letters)
+        for number, header in enumerate([*causes, *odd])
+        for key in (b"1", None, b"\xff\0", b"9" * 5000)
+    ]
+    await send(settings, [*records, (settings.topics.orders, b"1", an_observation().encode(), [("a\0b", b"x")])])
+
+    async with running(a_writer(settings, Store(pool), producer, metrics)):
+        await until(partial(pool.fetchval, "SELECT count(*) = 1 FROM orders"))
+        await until(lambda: _is(committed(settings, settings.topics.dead_letters), len(records)))
+
+    assert await pool.fetchval("SELECT count(*) FROM dead_letters") == len(records)
+
+
+async def test_headers_that_the_database_refuses_do_not_cost_the_dead_letter(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    """Whatever it is that it refuses: a record that lands nowhere comes again for ever."""
+
+    class Refusing(Store):
+        async def apply(self, batch: Batch, **options: object) -> Written:
+            if any(letter.headers for letter in batch.unreadable):
+                raise RefusedError("headers")
+            return await super().apply(batch, **options)  # type: ignore[arg-type]
+
+    writer = a_writer(settings, Refusing(pool), producer, metrics)
+
+    written = await writer.store([consumed(b"no json", headers=(("odd", b"x"),)), consumed(an_observation(), offset=1)])
+
+    assert (written.dead_letters, written.orders_added) == (1, 1)
+    letter = await pool.fetchrow("SELECT value, headers, error FROM dead_letters")
+    assert (bytes(letter["value"]), letter["headers"]) == (b"no json", b"[]")
+    assert "not kept" in letter["error"]
 
 
 async def test_a_dead_letter_that_kafka_does_not_take_is_stored_all_the_same(

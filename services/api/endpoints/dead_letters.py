@@ -1,7 +1,6 @@
 """Records that nobody could process (requirement D2): looked at, sent again as they were, or dropped."""
 
 import base64
-import json
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -21,6 +20,7 @@ from services.api.problems import (
     UnknownDeadLetterError,
     documented,
 )
+from shared.delivery import stored_headers
 from shared.kafka import UnsendableRecordError
 from shared.kafka_batches import OutgoingRecord
 
@@ -139,7 +139,7 @@ async def get_dead_letter(dead_letter_id: RowId, context: Context, caller: Known
         key=_base64(row["key"]),
         value=_base64(row["value"]),
         text=_text(row["value"]),
-        headers=[RecordHeader(name=name, value=value) for name, value in json.loads(row["headers"])],
+        headers=[RecordHeader(name=name, value=value) for name, value in stored_headers(row["headers"])],
     )
 
 
@@ -198,7 +198,9 @@ async def _open_row(connection: asyncpg.Connection, dead_letter_id: int) -> asyn
 
 def _outgoing(row: asyncpg.Record) -> OutgoingRecord:
     """Key, value and headers byte for byte; any of them may be null, as it was when it came."""
-    headers = [(name, None if value is None else base64.b64decode(value)) for name, value in json.loads(row["headers"])]
+    headers = [
+        (name, None if value is None else base64.b64decode(value)) for name, value in stored_headers(row["headers"])
+    ]
     return row["key"], row["value"], headers
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyreqwest.exceptions import PyreqwestError
 
 from shared.allegro import errors
 from shared.allegro.errors import (
@@ -31,7 +32,6 @@ from shared.allegro.errors import (
     from_oauth_answer,
 )
 from shared.allegro.http import exchange, open_http
-from shared.allegro.transport import PyreqwestError
 from shared.errors import PermanentError, TransientError
 from shared.request_limits import Endpoint
 from tests.shared.allegro.builders import settings
