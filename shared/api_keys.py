@@ -52,8 +52,10 @@ class AccessScope(StrEnum):
 
     def includes(self, other: "AccessScope") -> bool:
         """Whether this scope allows what `other` allows."""
-        ranks = list(AccessScope)
-        return ranks.index(self) >= ranks.index(other)
+        return _RANKS[self] >= _RANKS[other]
+
+
+_RANKS = {scope: rank for rank, scope in enumerate(AccessScope)}
 
 
 class ApiKeyNameTakenError(OrdersBackupError):

@@ -54,7 +54,7 @@ def visible_token(column: str, argument: int) -> str:
 
 def caller_of(request: Request) -> Caller:
     """As `gate.Gate` found out."""
-    caller: Caller = request.state.caller
+    caller: Caller = request.scope["state"]["caller"]
     return caller
 
 

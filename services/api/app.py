@@ -50,6 +50,7 @@ from services.api.problems import (
     documented,
 )
 from services.api.settings import ApiSettings
+from services.api.short_way import ShortWay
 from services.api.task_looks import TaskLooks
 from shared.health import Health
 
@@ -142,6 +143,7 @@ def build_app(
     keys = KeyStore(lambda: connections.get().pool)
     changes = ChangeRoutes(route for subject in SUBJECTS for route in subject.router.routes)
     # From the inside to the outside.
+    app.add_middleware(ShortWay, routes=orders.router.routes)
     app.add_middleware(Idempotency, changes=changes, storage=connections.get)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=_COMPRESSION_LEVEL)
     app.add_middleware(Audit, changes=changes, pool=lambda: connections.get().pool)

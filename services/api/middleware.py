@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
@@ -200,11 +201,23 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
     method = _method(scope)
     # The path of the route as its own module declares it: routers are included without a prefix.
     route = getattr(scope.get("route"), "path", "unmatched")
-    REQUESTS.labels(method, route, str(status)).inc()
-    SECONDS.labels(method, route).observe(seconds)
+    _requests(method, route, status).inc()
+    _seconds(method, route).observe(seconds)
     failed = str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
     told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
     tell(told, name=f"{method} {route}", failed=failed)
     caller = getattr(scope["state"].get("caller"), "name", None)
     asked = {"method": method, "route": route, "caller": caller}
     logger.info("request", extra={**asked, "status": status, "ms": round(seconds * 1000, 2)})
+
+
+# Prometheus' client looks for a child under a lock, by names that it makes of the labels at every call. There are as
+# many as `_METHODS`, routes and statuses allow.
+@cache
+def _requests(method: str, route: str, status: int) -> Counter:
+    return REQUESTS.labels(method, route, str(status))
+
+
+@cache
+def _seconds(method: str, route: str) -> Histogram:
+    return SECONDS.labels(method, route)

@@ -127,6 +127,26 @@ class TestParquet:
         assert [row["total_amount"] for row in rows] == [Decimal(line["total_amount"]) for line in expected]
         assert prove_parquet(io.BytesIO(answer.content)).is_complete
 
+    async def test_large_documents_are_few_in_a_row_group_however_well_they_compress(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool, orders: None
+    ) -> None:
+        await pool.execute("UPDATE orders SET order_data = jsonb_build_object('pad', repeat('x', 100000))")
+
+        answer = await api.get(PATH, params={"format": "parquet"})
+
+        metadata = pq.read_metadata(io.BytesIO(answer.content))
+        # The first is of a fixed size, and the second is read ahead of what the first tells.
+        later = [metadata.row_group(number).num_rows for number in range(2, metadata.num_row_groups)]
+        assert sum(later) == COUNT - 200
+        assert max(later) * 100_000 < 5e6
+
+    async def test_documents_stand_only_where_they_belong(self, api: httpx.AsyncClient, orders: None) -> None:
+        answer = await api.get(PATH, params={"format": "parquet"})
+
+        group = pq.read_metadata(io.BytesIO(answer.content)).row_group(0)
+        told = {group.column(place).path_in_schema for place in range(21) if group.column(place).is_stats_set}
+        assert told == set(SUMMARY)
+
     @pytest.mark.parametrize("limit", [1, 100, 449, 450, 451])
     async def test_parts_follow_one_another(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool, orders: None, limit: int
