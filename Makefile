@@ -7,6 +7,8 @@ PACKAGES := services shared cli migrations simulator devstack benchmarks tests
 # Which broker: embedded (default), apache or docker. DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS win over it.
 export KAFKA ?=
 ARGS ?=
+# Tests wait more than they work: more of them at a time than there are cores.
+JOBS ?= 4
 BENCHES := $(shell sed -n 's/^bench-\([a-z-]*\):.*/\1/p' Makefile)
 
 .DEFAULT_GOAL := help
@@ -44,11 +46,11 @@ up: $(STAMP) ## run everything and stay; data in .data/ (or DATA_DIR), settings 
 bench-writer: $(STAMP) ## measure the writer against COPY
 	@$(BIN)/python -m benchmarks.writer $(ARGS)
 
-test: $(STAMP) ## run the tests (KAFKA=apache: on Apache Kafka)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests (KAFKA=apache: on Apache Kafka; JOBS=0: one after the other)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-integration: $(STAMP) ## run only the tests that talk to a real PostgreSQL or broker
-	@$(BIN)/python -m pytest -m "integration or e2e" $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "integration or e2e" $(ARGS)
 
 bench-limits: $(STAMP) ## measure how much of Allegro's allowance is used (ARGS=--help)
 	@$(BIN)/python -m benchmarks.limits $(ARGS)
