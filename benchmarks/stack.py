@@ -233,16 +233,21 @@ def bench_stack(
         with stack:
             stack.start_servers()
             if commit_times:
-                uvloop.run(_remember_commit_times(stack))
-                stack.database.stop()
-                stack.database.start()
+                remember_commit_times(stack)
             stack.set_up()
             yield BenchStack(stack)
 
 
-async def _remember_commit_times(stack: Stack) -> None:
-    async with stack.connection() as connection:
-        await connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+def remember_commit_times(stack: Stack) -> None:
+    """Have PostgreSQL remember when a row was committed; restarts it."""
+
+    async def switch_on() -> None:
+        async with stack.connection() as connection:
+            await connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+
+    uvloop.run(switch_on())
+    stack.database.stop()
+    stack.database.start()
 
 
 def say(text: str) -> None:
