@@ -318,7 +318,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4], help="of enricher and writer")
     parser.add_argument("--orders", type=int, default=12_000, help="fetched in each run of replicas")
     parser.add_argument("--tokens", type=int, default=10_000)
-    parser.add_argument("--tokens-seconds", type=float, default=60.0, help="for which their looks are watched")
+    parser.add_argument("--tokens-seconds", type=float, default=45.0, help="for which their looks are watched")
     parser.add_argument("--lag", type=int, default=1_000_000, help="events that wait")
     parser.add_argument("--lag-orders", type=int, default=200_000, help="orders that wait for the writer besides")
     parser.add_argument("--lag-seconds", type=float, default=40.0, help="for which memory is watched")
