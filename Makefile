@@ -55,6 +55,9 @@ test-integration: $(STAMP) ## run only the tests that talk to a real PostgreSQL 
 bench-limits: $(STAMP) ## measure how much of Allegro's allowance is used (ARGS=--help)
 	@$(BIN)/python -m benchmarks.limits $(ARGS)
 
+bench-requests: $(STAMP) ## count the requests an order costs: loads, bursts, catching up, reconciliation (ARGS=--help)
+	@$(BIN)/python -m benchmarks.requests $(ARGS)
+
 bench-freshness: $(STAMP) ## measure how long new events wait until they are committed (ARGS=--help)
 	@$(BIN)/python -m benchmarks.freshness $(ARGS)
 

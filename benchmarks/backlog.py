@@ -1,21 +1,25 @@
-"""Work for enrichers: looks that are owed and bursts of events, of orders that the simulated Allegro has."""
+"""Work for the services: looks that are owed, bursts of events of orders that Allegro has, and orders looked at."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
-from uuid import uuid4
+from itertools import cycle, islice
+from uuid import UUID, uuid4
 
 import asyncpg
 
+from benchmarks.orders import event_bodies, order_bodies
 from benchmarks.stack import BenchStack, Seller
+from shared.allegro.bodies import order_facts
 from shared.database import database_now
 from shared.kafka import RecordProducer
-from shared.messages import OrderEvent, OrderFetch, RawJson, headers
+from shared.messages import OrderEvent, OrderFetch, OrderObserved, RawJson, Record, headers
 
 EVENTS_PER_ORDER = 5
 _PAGE = 100
+_PIECE = 200
+_SAMPLE = 200
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,15 @@ def fetches(token_id: int, orders: Iterable[Order], now: datetime) -> list[Order
     return [OrderFetch(token_id=token_id, order_id=order.order_id, wanted_after=now) for order in orders]
 
 
-def bursts_of(token_id: int, orders: Iterable[Order], now: datetime) -> Iterator[OrderEvent]:
-    """Several new events of each order, as the journal has them: one after the other."""
+def bursts_of(token_id: int, orders: Iterable[Order], now: datetime, *, dated: bool = False) -> Iterator[OrderEvent]:
+    """Several new events of each order, as the journal has them: one after the other.
+
+    Bodies are real ones, though of other orders. Without a date, which Allegro's events have, nothing of a backlog can
+    be looked for on list pages: every order needs a fetch of its own.
+    """
     run_id = uuid4()
     position = int(now.timestamp() * 1_000_000)
+    bodies = cycle(event_bodies(_SAMPLE))
     for order in orders:
         for _ in range(EVENTS_PER_ORDER):
             position += 1
@@ -79,24 +88,50 @@ def bursts_of(token_id: int, orders: Iterable[Order], now: datetime) -> Iterator
                 event_id=position,
                 follows_event_id=position - 1,
                 event_type="READY_FOR_PROCESSING",
+                occurred_at=now,
                 order_id=order.order_id,
+                bought_at=order.bought_at if dated else None,
                 wanted_after=now,
                 run_id=run_id,
                 run_last_event_id=position,
-                event=RawJson(b"{}"),
+                event=next(bodies),
             )
 
 
+def observed(token_ids: Sequence[int], count: int, now: datetime) -> Iterator[OrderObserved]:
+    """So many different orders as the enricher publishes them; few bodies, each under many ids."""
+    bodies = [(order_facts(body).order_id.encode(), body) for body in order_bodies(_SAMPLE)]
+    for number, token_id, (known_id, body) in zip(range(count), cycle(token_ids), cycle(bodies), strict=False):
+        order_id = str(UUID(int=number))
+        yield OrderObserved(
+            token_id=token_id,
+            order_id=order_id,
+            observed_at=now,
+            observed_by="list",
+            order=RawJson(body.replace(known_id, order_id.encode())),
+        )
+
+
 async def publish_interleaved(
-    stack: BenchStack, environment: Mapping[str, str], records: Sequence[Iterable[OrderFetch | OrderEvent]]
+    stack: BenchStack,
+    environment: Mapping[str, str],
+    records: Sequence[Iterable[OrderFetch | OrderEvent]],
+    *,
+    orders: Iterable[OrderObserved] = (),
 ) -> None:
-    """Every seller's records, a piece of one after a piece of the other."""
+    """Every seller's records, a piece of one after a piece of the other; then the orders."""
     settings = stack.settings(environment)
+    topics = settings.topics
     carried = headers(correlation_id="bench")
+    iterators = [iter(each) for each in records]
     async with RecordProducer(settings, service="benchmark") as producer:
-        iterators = [iter(each) for each in records]
-        while pieces := [piece for piece in (list(islice(one, 200)) for one in iterators) if piece]:
+
+        async def publish(topic: str, piece: Iterable[Record]) -> None:
+            await producer.publish_all(topic, [(record.key, record.encode(), carried) for record in piece])
+
+        while pieces := [piece for piece in (list(islice(one, _PIECE)) for one in iterators) if piece]:
             for piece in pieces:
-                await producer.publish_all(
-                    settings.topics.order_events, [(record.key, record.encode(), carried) for record in piece]
-                )
+                await publish(topics.order_events, piece)
+        looked_at = iter(orders)
+        while found := list(islice(looked_at, _PIECE)):
+            await publish(topics.orders, found)

@@ -88,7 +88,9 @@ async def _measure(stack: BenchStack, plan: Plan) -> Outcome:
             load_seconds, until = time.monotonic() - began, time.time_ns() // 1000
             say(f"{plan.orders} orders were loaded in {load_seconds:.0f} s")
             await asyncio.sleep(2 * plan.interval + 10)
-            return Outcome(await waits(stack, pool, others, since=since, until=until), load_seconds)
+            planned = plan.rate * load_seconds
+            found = await waits(stack, pool, others, since=since, until=until, planned=planned)
+            return Outcome(found, load_seconds)
 
 
 def main(arguments: Sequence[str]) -> int:

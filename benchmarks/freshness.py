@@ -54,7 +54,8 @@ async def _measure(stack: BenchStack, plan: Plan) -> list[Wait]:
             await asyncio.sleep(plan.seconds)
             until = time.time_ns() // 1000
             await asyncio.sleep(plan.interval * 1.1 + _LONGEST_WAIT_SECONDS)
-            return await waits(stack, pool, sellers, since=since, until=until)
+            planned = plan.rate * plan.seconds
+            return await waits(stack, pool, sellers, since=since, until=until, planned=planned)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,10 +71,10 @@ def main(arguments: Sequence[str]) -> int:
         found = uvloop.run(_measure(stack, plan))
     fresh = [(wait.committed - wait.served) / 1000 for wait in found]
     rate = len(found) / plan.seconds
-    say(f"{len(found)} events, {rate:.0f} a second, of {plan.sellers} sellers; slowest: {max(fresh):.0f} ms")
+    say(f"{len(found)} events, {rate:.1f} a second, of {plan.sellers} sellers; slowest: {max(fresh):.0f} ms")
     say(f"p50 (p99) in ms: {stages(found)}")
     p50, p99 = quantile(fresh, 0.5), quantile(fresh, 0.99)
-    name = f"freshness at {rate:.0f} events/s of {plan.sellers} sellers"
+    name = f"freshness at {plan.rate:g} events/s of {plan.sellers} sellers"
     met = report(
         [
             Measure(f"{name}: p50", p50, "ms from shown to committed", _GOAL_P50_MS, _GOAL_P50_MS / p50, 1.0),

@@ -1,4 +1,7 @@
-"""Realistic orders for benchmarks: the simulated Allegro's own bodies, about 3 kB each, made without a server."""
+"""Realistic orders and events for benchmarks: the simulated Allegro's own bodies, made without a server.
+
+An order has about 3 kB, an event about 900 bytes.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,3 +24,15 @@ def order_bodies(count: int, *, seller: int = 1, seed: int = 7) -> Iterator[RawJ
         facts = shelf.facts(form)
         state = timeline.state_of(history.steps(form, facts.roll), facts.story)
         yield RawJson(shelf.order_body(facts, state))
+
+
+def event_bodies(count: int, *, seller: int = 1, seed: int = 7) -> Iterator[RawJson]:
+    """The newest event of as many orders."""
+    shelf = Shelf(seed, seller)
+    history = History(shelf, count, _DAYS, int(_EPOCH.timestamp() * 1000))
+    for number in range(count):
+        form = history.form(number)
+        facts = shelf.facts(form)
+        steps = history.steps(form, facts.roll)
+        if steps:
+            yield RawJson(shelf.event_body(facts, steps, steps[-1][1] * 1000))

@@ -62,8 +62,10 @@ def with_table(page: str, kept: Kept) -> str:
 
 
 def _row(measure: Measure) -> str:
-    met = "yes" if measure.ratio >= measure.goal else "**no**"
     numbers = (f"{_short(measure.value)} {measure.unit}", _short(measure.reference), _short(measure.ratio))
+    if not measure.goal:
+        return f"| {measure.bench} | {' | '.join(numbers)} | | |"
+    met = "yes" if measure.ratio >= measure.goal else "**no**"
     return f"| {measure.bench} | {' | '.join(numbers)} | {_short(measure.goal)} | {met} |"
 
 

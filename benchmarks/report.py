@@ -1,4 +1,7 @@
-"""One JSON line a measure; `ratio` is always so that larger is better, and `ratio >= goal` is success."""
+"""One JSON line a measure; `ratio` is always so that larger is better, and `ratio >= goal` is success.
+
+A measure without a goal (0) is there to be known.
+"""
 
 import json
 import sys

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 import asyncpg
@@ -167,22 +168,27 @@ class BenchStack:
         async with AsyncExitStack() as stack, BackgroundLoops(Health()) as loops:
             yield await connect(stack, settings, settings.keyring(), pool, loops)
 
-    async def connect_sellers(self, pool: asyncpg.Pool, count: int) -> list[Seller]:
-        """Connect sellers by the device flow; no schedule, no cursor and no task comes with it."""
+    async def connect_sellers(self, pool: asyncpg.Pool, count: int, *, names: int = 1) -> list[Seller]:
+        """Connect sellers by the device flow, each under so many names; no schedule, no cursor and no task with it."""
         async with self.allegro(pool) as allegro, self.control() as control:
             places = asyncio.Semaphore(_CONSENTS_AT_A_TIME)
 
-            async def one(number: int) -> Seller:
+            async def one(number: int) -> list[Seller]:
                 async with places:
                     code = await allegro.oauth.start_device_flow()
                     seller_id = await control.consent(code.user_code)
                     await asyncio.sleep(code.interval)
                     pair = await allegro.oauth.poll_device_code(code.device_code)
                     async with pool.acquire() as connection, connection.transaction():
-                        token_id = await allegro.vault.store_new(connection, f"bench-{number}", pair)
-                    return Seller(token_id, seller_id)
+                        return [
+                            Seller(
+                                await allegro.vault.store_new(connection, f"bench-{number * names + name}", pair),
+                                seller_id,
+                            )
+                            for name in range(names)
+                        ]
 
-            return list(await asyncio.gather(*(one(number) for number in range(count))))
+            return [*chain.from_iterable(await asyncio.gather(*(one(number) for number in range(count))))]
 
 
 async def give_schedules(
@@ -233,16 +239,21 @@ def bench_stack(
         with stack:
             stack.start_servers()
             if commit_times:
-                uvloop.run(_remember_commit_times(stack))
-                stack.database.stop()
-                stack.database.start()
+                remember_commit_times(stack)
             stack.set_up()
             yield BenchStack(stack)
 
 
-async def _remember_commit_times(stack: Stack) -> None:
-    async with stack.connection() as connection:
-        await connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+def remember_commit_times(stack: Stack) -> None:
+    """Have PostgreSQL remember when a row was committed; restarts it."""
+
+    async def switch_on() -> None:
+        async with stack.connection() as connection:
+            await connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+
+    uvloop.run(switch_on())
+    stack.database.stop()
+    stack.database.start()
 
 
 def say(text: str) -> None:

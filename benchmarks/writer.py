@@ -3,10 +3,13 @@
 One process of the real writer drains a topic of enriched orders into an indexed table that holds a million orders
 already. The reference is one `COPY` of the same rows into a copy of the same table, in the same run on the same server:
 no broker, no decoding, no idempotence, nothing that could be asked for twice. Then the same orders again (nothing to
-write), the same orders changed, and new orders into a small table, to see whether the cost of an order grows.
+write), and the same orders changed.
+
+Whether the cost of an order grows with the table is asked in turns: a few thousand new orders into the large table,
+as many into one of 10,000 rows that is new each time and so stays small.
 
 The clock runs from the first committed batch to the last, so that starting Python and joining the consumer group is
-not part of it.
+not part of it; in the short turns it is PostgreSQL's own times of the commits.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -30,6 +34,7 @@ import uvloop
 
 from benchmarks.orders import order_bodies
 from benchmarks.report import Measure, report
+from benchmarks.stack import remember_commit_times
 from benchmarks.table import COLUMNS, fill, rows_for_copy
 from devstack.ports import free_port
 from devstack.processes import Child, run
@@ -42,6 +47,10 @@ from shared.settings import KafkaSettings
 _TOKENS = 12
 _LOOKED_AT = datetime(2026, 11, 1, tzinfo=UTC)
 _EFFECT = re.compile(r'orders_backup_orders_stored_total\{effect="\w+"\} (\S+)')
+# language=sql
+_COMMITS = """
+SELECT pg_xact_commit_timestamp(xmin) AS at, count(*) AS orders FROM orders WHERE observed_at = $1 GROUP BY 1 ORDER BY 1
+"""
 _GOAL_OF_COPY = 0.70
 _GOAL_OF_GROWTH = 1 / 1.2
 
@@ -53,6 +62,8 @@ class Size:
     orders: int
     rows: int
     small_rows: int
+    turns: int
+    turn_orders: int
 
 
 def _token_of(number: int) -> int:
@@ -134,6 +145,19 @@ class Bench:
         finally:
             child.stop()
 
+    async def committed_rate(self, database: str, looked_at: datetime) -> float:
+        """Orders a second of one drain that added orders, by the commits of its batches."""
+        connection = await asyncpg.connect(database)
+        try:
+            first, *others = await connection.fetch(_COMMITS, looked_at, timeout=600)
+        finally:
+            await connection.close()
+        if not others:
+            raise RuntimeError("all orders were committed at once: nothing to measure")
+        orders: int = sum(commit["orders"] for commit in others)
+        seconds: float = (others[-1]["at"] - first["at"]).total_seconds()
+        return orders / seconds
+
     async def _publish(self, environment: Mapping[str, str], orders: Sequence[RawJson], looked_at: datetime) -> None:
         settings = KafkaSettings(kafka_bootstrap_servers=(environment["KAFKA_BOOTSTRAP_SERVERS"],))
         async with RecordProducer(settings, service="bench") as producer:
@@ -198,9 +222,8 @@ async def _measure(bench: Bench, size: Size) -> list[Measure]:
     _say(f"writer, nothing new: {repeated:.0f}/s")
     updated = await bench.drain(large, changed, _LOOKED_AT + timedelta(hours=2), "updated")
     _say(f"writer, changed orders: {updated:.0f}/s")
+    large_rate, small_rate = await _in_turns(bench, size, large)
     await bench.drop("written")
-    small = await bench.drain(await bench.copy_of("small", "written_small"), orders, _LOOKED_AT, "added")
-    _say(f"writer, new orders into {size.small_rows} rows: {small:.0f}/s")
     again = await bench.copy(await bench.copy_of("large", "copied"), rows)
     _say(f"COPY once more: {again:.0f} rows/s")
     copied = (copied + again) / 2
@@ -208,8 +231,27 @@ async def _measure(bench: Bench, size: Size) -> list[Measure]:
         Measure("writer.added-vs-copy", added, "orders/s", copied, added / copied, _GOAL_OF_COPY),
         Measure("writer.unchanged-vs-copy", repeated, "orders/s", copied, repeated / copied, _GOAL_OF_COPY),
         Measure("writer.updated-vs-copy", updated, "orders/s", copied, updated / copied, _GOAL_OF_COPY),
-        Measure("writer.large-vs-small-table", added, "orders/s", small, added / small, _GOAL_OF_GROWTH),
+        Measure(
+            "writer.large-vs-small-table", large_rate, "orders/s", small_rate, large_rate / small_rate, _GOAL_OF_GROWTH
+        ),
     ]
+
+
+async def _in_turns(bench: Bench, size: Size, large: str) -> tuple[float, float]:
+    """Orders a second into the large table and into the small one: the medians of turns."""
+    large_rates: list[float] = []
+    small_rates: list[float] = []
+    for turn in range(size.turns):
+        orders = list(order_bodies(size.turn_orders, seller=3 + turn))
+        looked_at = _LOOKED_AT + timedelta(days=1 + turn)
+        small = await bench.copy_of("small", "written_small")
+        for database, rates in ((large, large_rates), (small, small_rates)):
+            await bench.drain(database, orders, looked_at, "added")
+            rates.append(await bench.committed_rate(database, looked_at))
+        await bench.drop("written_small")
+    for rows, rates in ((size.rows, large_rates), (size.small_rows, small_rates)):
+        _say(f"writer, new orders into {rows} rows: {', '.join(f'{rate:.0f}' for rate in rates)} orders/s")
+    return median(large_rates), median(small_rates)
 
 
 def _say(text: str) -> None:
@@ -229,6 +271,7 @@ def _stack(folder: Path) -> Iterator[Stack]:
         say=_say,
     ) as stack:
         stack.start_servers()
+        remember_commit_times(stack)
         stack.set_up()
         yield stack
 
@@ -239,8 +282,9 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=100_000, help="orders in the topic")
     parser.add_argument("--rows", type=int, default=1_000_000, help="orders in the table before")
     parser.add_argument("--small-rows", type=int, default=10_000, help="orders in the small table before")
-    options = parser.parse_args()
-    size = Size(options.orders, options.rows, options.small_rows)
+    parser.add_argument("--turns", type=int, default=5, help="to compare the large table with the small one")
+    parser.add_argument("--turn-orders", type=int, default=5000, help="orders of each of them")
+    size = Size(**vars(parser.parse_args()))
     with tempfile.TemporaryDirectory() as folder, _stack(Path(folder)) as stack:
         measures = uvloop.run(_measure(Bench(stack, size), size))
     sys.exit(0 if report(measures) else 1)

@@ -32,6 +32,14 @@ class Job:
         return {"Authorization": f"Bearer {token}", "Accept": ACCEPT, "User-Agent": USER_AGENT}
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of the wall clock and of CPU."""
+
+    seconds: float
+    cpu_seconds: float
+
+
 class Stopwatch:
     """Wall and CPU time of this process and its children, from here on: imports are not part of it."""
 
@@ -39,10 +47,14 @@ class Stopwatch:
         self._wall = time.perf_counter()
         self._cpu = _cpu_seconds()
 
-    def report(self) -> None:
+    def read(self) -> Spent:
+        return Spent(time.perf_counter() - self._wall, _cpu_seconds() - self._cpu)
+
+    def report(self, *, less: Spent = Spent(0.0, 0.0)) -> None:
         """The last line of the output."""
-        seconds = time.perf_counter() - self._wall
-        sys.stdout.write(json.dumps({"seconds": seconds, "cpu_seconds": _cpu_seconds() - self._cpu}) + "\n")
+        spent = self.read()
+        document = {"seconds": spent.seconds - less.seconds, "cpu_seconds": spent.cpu_seconds - less.cpu_seconds}
+        sys.stdout.write(json.dumps(document) + "\n")
 
 
 def _cpu_seconds() -> float:

@@ -1,6 +1,7 @@
 """A Singer tap made with its SDK; `meltanolabs-target-postgres` reads what it writes."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -108,6 +109,8 @@ class TapAllegro(Tap):
 
 
 def main() -> None:
+    if "--only-import" in sys.argv:
+        return
     TapAllegro(config=json.loads("{}")).sync_all()
 
 

@@ -38,6 +38,12 @@ def test_a_goal_that_was_missed_is_said() -> None:
     assert [row.endswith("| yes |") for row in rows] == [True, False]
 
 
+def test_a_measure_without_a_goal_is_neither_met_nor_missed() -> None:
+    rows = table(kept(Measure("known", 2.0, "s", 1.0, 0.5, 0.0))).splitlines()
+
+    assert [row for row in rows if row.startswith("| known")] == ["| known | 2 s | 1 | 0.5 | | |"]
+
+
 def test_results_take_the_place_of_former_ones() -> None:
     once = with_table(_PAGE, kept(Measure("old-one", 1.0, "s", 1.0, 1.0, 1.0)))
     twice = with_table(once, kept(Measure("new-one", 1.0, "s", 1.0, 1.0, 1.0)))
