@@ -255,7 +255,7 @@ async def _journal_read(body: bytes) -> None:
     """A page of the journal is unbroken records that can be read, or one of our errors."""
     cursor = Cursor(stored_event_id=0, published_event_id=0, unconfirmed_for=None, rewinds=0, covered_event_id=0)
     async with an_allegro(lambda _request: httpx.Response(200, content=body), Noon()) as allegro:
-        reader = PageReader(NothingKnown(), allegro, tracked_event_types=())  # type: ignore[arg-type]
+        reader = PageReader(NothingKnown(), allegro, tracked_event_types=())
         try:
             page = await reader.page(1, cursor, after=0)
         except AllegroError:
