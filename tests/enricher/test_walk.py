@@ -149,3 +149,20 @@ def test_a_list_that_breaks_off_for_good_is_asked_again_and_is_not_taken_for_com
         met += walk.take(OrderPage(orders=(), total_count=401, requested_at=NOON))
 
     assert (len(met), walk.pages, walk.withheld) == (100, 5, 401)
+
+
+def test_a_page_that_is_too_large_is_asked_for_in_smaller_pieces_and_one_order_is_passed_over_at_last() -> None:
+    walk = Walk(position=NOON, bought_to=after(60))
+    limits = []
+    for _ in range(3):
+        request = walk.next_request()
+        assert request is not None
+        limits.append(request.limit)
+        walk.ask_for_less()
+
+    request = walk.next_request()
+
+    assert limits == [100, 10, 1]
+    assert request is not None
+    assert (request.bought_from, request.offset, request.limit) == (NOON, 1, 100)
+    assert walk.passed_over == 1

@@ -2,22 +2,30 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+from aiokafka import ConsumerRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.enricher.live import LiveHandler
+from services.enricher.recent import RecentLooks
+from services.poller.positions import Cursor
+from services.poller.reading import PageReader
 from shared.allegro import bodies
 from shared.allegro.bodies import UnreadableBodyError
 from shared.allegro.errors import AllegroError, from_answer, from_oauth_answer
 from shared.allegro.http import open_http
 from shared.allegro.oauth import AllegroOAuth
 from shared.encryption import Secret
+from shared.messages import OrderEvent, OrderObserved, Record, decode
 from shared.request_limits import Endpoint
-from tests.builders import NOON, an_order_body
+from tests.builders import A_RUN, NOON, after, an_event, an_order_body, consumed
+from tests.fuzz.allegro import an_allegro
 from tests.fuzz.mutations import every_surprise, spoiled
 from tests.shared.allegro import builders
 
@@ -49,7 +57,9 @@ DEVICE = {
     "expires_in": "3600",
     "interval": "5",
 }
-REFUSAL = {"error": "invalid_grant", "error_description": "Invalid refresh token: refresh-secret"}
+_SIGNATURE = "c2VjcmV0LXNpZ25hdHVyZQ"
+A_TOKEN = f"eyJhbGciOiJSUzI1NiJ9.eyJ1c2VyX25hbWUiOiIxIn0.{_SIGNATURE}"
+REFUSAL = {"error": "invalid_grant", "error_description": f"Invalid refresh token: {A_TOKEN}"}
 API_ERRORS = {"errors": [{"code": "NotFound", "message": "No such order", "details": None, "path": None}]}
 
 Read = Callable[[bytes], object]
@@ -117,13 +127,22 @@ async def _error_of(document: dict[str, Any], body: bytes) -> str:
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=body))
     async with open_http(allegro, transport=transport) as http:
         oauth = AllegroOAuth(http, allegro, NoLimits())  # type: ignore[arg-type]
-        try:
-            await (oauth.refresh(Secret("refresh-secret")) if document is PAIR else oauth.start_device_flow())
-        except AllegroError as error:
-            return str(error)
-    return ""
+        said = []
+        for ask in _ASKING[document is PAIR]:
+            try:
+                await ask(oauth)
+            except AllegroError as error:
+                said.append(str(error))
+    return "; ".join(said)
 
 
+_ASKING: dict[bool, list[Callable[[AllegroOAuth], Awaitable[object]]]] = {
+    True: [
+        lambda oauth: oauth.refresh(Secret("refresh-secret")),
+        lambda oauth: oauth.poll_device_code(Secret("device-secret")),
+    ],
+    False: [lambda oauth: oauth.start_device_flow()],
+}
 _DOCUMENTS = pytest.mark.parametrize("document", [PAIR, DEVICE], ids=["pair of tokens", "device code"])
 
 
@@ -149,7 +168,9 @@ def test_a_spoiled_refusal_is_one_of_our_errors_and_hides_the_token(data: st.Dat
 
     error = from_oauth_answer(Endpoint.TOKEN.value, status, body, retry_after=None)
 
+    assert isinstance(error, AllegroError)
     assert "\0" not in str(error)
+    assert _SIGNATURE not in str(error)
 
 
 @_QUICK
@@ -168,3 +189,104 @@ def test_fifty_megabytes_are_read_or_refused(kind: str) -> None:
     body = json.dumps(document).encode()[:-1] + padding
 
     assert read(body) is not None
+
+
+class Noon:
+    """The time at which everything happens."""
+
+    now = staticmethod(lambda: NOON)
+
+
+class Published:
+    """Notes what the enricher tells the writer."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.letters = 0
+
+    async def results(self, records: Iterable[Record]) -> None:
+        self.records += records
+
+    async def dead_letter(self, _record: ConsumerRecord, _error: Exception, **_: object) -> None:
+        self.letters += 1
+
+
+async def _looked_at(body: bytes) -> None:
+    """A look that is answered with this body ends as one result that the writer can read, whatever it is."""
+    published = Published()
+    async with an_allegro(lambda _request: httpx.Response(200, content=body), Noon()) as allegro:
+        handler = LiveHandler(
+            allegro,
+            published,  # type: ignore[arg-type]
+            Noon(),
+            RecentLooks(),
+            list_lag=timedelta(seconds=30),
+            detail_concurrency=1,
+        )
+        await handler.handle([consumed(an_event(), topic="order-events")])
+
+    (result,) = published.records
+    assert published.letters == 0
+    read = decode(result.encode())
+    if isinstance(result, OrderObserved):
+        assert isinstance(read, OrderObserved)
+        assert read.order == body.strip()
+
+
+@_QUICK
+@given(data=st.data())
+async def test_a_look_that_is_answered_with_a_spoiled_order_ends_as_one_result(data: st.DataObject) -> None:
+    await _looked_at(data.draw(spoiled(AN_ORDER)))
+
+
+async def test_any_value_of_an_order_that_is_looked_at_may_be_a_surprise() -> None:
+    for body in every_surprise(AN_ORDER):
+        await _looked_at(body)
+
+
+class NothingKnown:
+    """A database without events."""
+
+    async def fetch(self, *_: object) -> list[Any]:
+        return []
+
+
+async def _journal_read(body: bytes) -> None:
+    """A page of the journal is unbroken records that can be read, or one of our errors."""
+    cursor = Cursor(stored_event_id=0, published_event_id=0, unconfirmed_for=None, rewinds=0, covered_event_id=0)
+    async with an_allegro(lambda _request: httpx.Response(200, content=body), Noon()) as allegro:
+        reader = PageReader(NothingKnown(), allegro, tracked_event_types=())
+        try:
+            page = await reader.page(1, cursor, after=0)
+        except AllegroError:
+            return
+
+    position = 0
+    for record in reader.records(1, page, cursor, run_id=A_RUN, run_last=2**63 - 1):
+        read = decode(record.encode())
+        assert isinstance(read, OrderEvent)
+        assert (read.event, read.follows_event_id) == (record.event, position)
+        position = read.event_id
+
+
+@_QUICK
+@given(data=st.data())
+async def test_a_spoiled_page_of_the_journal_is_records_in_unbroken_steps_or_an_error(data: st.DataObject) -> None:
+    await _journal_read(data.draw(spoiled({"events": [AN_EVENT, {**AN_EVENT, "id": "1790000000000001"}]})))
+
+
+async def test_any_value_of_a_journal_line_that_the_poller_reads_may_be_a_surprise() -> None:
+    for body in every_surprise({"events": [AN_EVENT]}):
+        await _journal_read(body)
+
+
+@_QUICK
+@given(data=st.data())
+async def test_a_spoiled_page_of_the_list_is_orders_or_an_error(data: st.DataObject) -> None:
+    document = {"checkoutForms": [AN_ORDER, AN_ORDER], "count": 2, "totalCount": 2}
+    body = data.draw(spoiled(document))
+
+    async with an_allegro(lambda _request: httpx.Response(200, content=body), Noon()) as allegro:
+        with contextlib.suppress(AllegroError):
+            page = await allegro.list_orders(1, bought_from=NOON, bought_to=after(60), traffic="bulk")
+            assert all(bytes(order.raw) in body for order in page.orders)

@@ -13,15 +13,18 @@ from aiokafka import ConsumerRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.enricher.bulk import BulkHandler
 from services.enricher.live import LiveHandler
 from services.enricher.recent import RecentLooks
 from services.writer.consume import Writer
 from services.writer.store import Store
 from shared.database import open_pool
 from shared.messages import (
+    OrderEvent,
     OrderFetch,
     OrderFetchFailed,
     OrderMissing,
+    OrderObserved,
     OrderState,
     OrderWindow,
     Record,
@@ -137,12 +140,25 @@ class Numbers:
         return self.last
 
 
-async def _store_around(pool: asyncpg.Pool, values: Sequence[bytes], numbers: Numbers) -> None:
-    """Store the values in one batch with a sound order before and after them; neither may be missing afterwards."""
+# What they say is about rows that may not be there; they leave none of their own.
+_WITHOUT_A_ROW = (OrderFetch, OrderMissing, OrderFetchFailed, WindowProgressed, WindowFinished)
+
+
+async def _store_around(
+    pool: asyncpg.Pool,
+    values: Sequence[bytes],
+    numbers: Numbers,
+    *,
+    topic: str = "orders",
+    key: bytes | None = b"1",
+    headers: tuple[tuple[str, bytes | None], ...] = (),
+) -> None:
+    """Store the values in one batch with a sound order before and after them; none of them all may vanish."""
     announced = Announced()
     sound = [f"sound-{numbers.next()}" for _ in range(2)]
     first, last = (consumed(an_observation(order_id=order_id), offset=numbers.next()) for order_id in sound)
-    records = [first, *(consumed(value, offset=numbers.next()) for value in values), last]
+    spoiled_ones = [consumed(value, offset=numbers.next(), topic=topic, key=key, headers=headers) for value in values]
+    records = [first, *spoiled_ones, last]
     before = await pool.fetchval("SELECT count(*) FROM dead_letters")
 
     written = await a_writer(pool, announced).store(records)
@@ -151,6 +167,55 @@ async def _store_around(pool: asyncpg.Pool, values: Sequence[bytes], numbers: Nu
     assert await pool.fetchval("SELECT count(*) FROM orders WHERE allegro_order_id = ANY($1)", sound) == 2
     assert await pool.fetchval("SELECT count(*) FROM dead_letters") == before + written.dead_letters
     assert again.dead_letters == again.orders_added == again.events == 0
+    letters = await pool.fetch("SELECT key, value FROM dead_letters ORDER BY id DESC LIMIT $1", written.dead_letters)
+    aside = {(row["key"], row["value"]) for row in letters}
+    for record in spoiled_ones:
+        assert (record.key, record.value) in aside or await _has_its_effect(pool, record), record
+
+
+async def _has_its_effect(pool: asyncpg.Pool, raw: ConsumerRecord) -> bool:
+    """Whether a record that is no dead letter is stored, or of a kind that leaves no row; all else is lost."""
+    if raw.topic == Topics().dead_letters:
+        return False
+    record = decode(raw.value)
+    match record:
+        case OrderObserved():
+            query = "SELECT EXISTS (SELECT FROM orders WHERE user_token_id = $1 AND allegro_order_id = $2)"
+            return bool(await pool.fetchval(query, record.token_id, record.order_id))
+        case OrderEvent():
+            query = "SELECT EXISTS (SELECT FROM order_events WHERE user_token_id = $1 AND event_id = $2)"
+            return bool(await pool.fetchval(query, record.token_id, record.event_id))
+        case _:
+            return isinstance(record, _WITHOUT_A_ROW)
+
+
+_TOPICS = pytest.mark.parametrize("topic", [Topics().order_events, Topics().orders, Topics().dead_letters])
+
+
+@pytest.mark.integration
+@_TOPICS
+async def test_the_writer_keeps_every_kind_on_every_topic(pool: asyncpg.Pool, topic: str) -> None:
+    numbers = Numbers()
+    values = [value for kind in RECORDS for value in [RECORDS[kind].encode(), *every_surprise(_document(kind))][::40]]
+
+    for start in range(0, len(values), 40):
+        await _store_around(pool, values[start : start + 40], numbers, topic=topic)
+
+
+@pytest.mark.integration
+@_TOPICS
+async def test_the_writer_keeps_records_with_any_key_and_headers(pool: asyncpg.Pool, topic: str) -> None:
+    numbers = Numbers()
+    texts = (b"9" * 5000, "\u00b2".encode(), b"a\0b", b"\xff", b"", b"-1", None)
+    odd = (("a\0b", b"x"), ("\0", None), ("", b"\0"), ("x" * 5000, b"y" * 5000))
+
+    for number, text in enumerate(texts):
+        headers = (*odd, *((f"dead-letter-{name}", text) for name in _CAUSES))
+        value = b"no json %d" % number
+        await _store_around(pool, [value], numbers, topic=topic, key=text or b"key", headers=headers)
+
+
+_CAUSES = ("service", "topic", "partition", "offset", "error-type", "error", "attempts")
 
 
 @pytest.mark.integration
@@ -243,6 +308,33 @@ class Published:
 
 class Noon:
     now: Callable[[], object] = staticmethod(lambda: NOON)
+
+
+class NoRows:
+    """A database without a run: what a readable window asks for is over."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def fetchrow(self, *_: object) -> None:
+        self.asked += 1
+
+
+async def test_a_spoiled_window_is_walked_or_set_aside() -> None:
+    windows, published = NoRows(), Published()
+    handler = BulkHandler(
+        NoOrders(),  # type: ignore[arg-type]
+        published,  # type: ignore[arg-type]
+        windows,
+        list_lag=after(1) - NOON,
+        walks=1,
+    )
+    values = [value for kind in RECORDS for value in every_surprise(_document(kind))][::3]
+
+    await handler.handle([consumed(value, topic="order-windows", offset=at) for at, value in enumerate(values)])
+
+    assert windows.asked + len(published.letters) == len(values)
+    assert windows.asked > 0
 
 
 @pytest.mark.parametrize(
