@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cli import api_keys, dead_letters, keys, orders, sync, tokens
+from cli import dead_letters, encryption_keys, keys, orders, sync, tokens
 from cli.auth import auth
 from cli.doctor import doctor
 from cli.errors import AwayError, is_of_a_file
@@ -45,7 +45,10 @@ app.add_typer(sync.app, name="sync")
 app.add_typer(orders.app, name="orders")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
-app.add_typer(api_keys.app, name="api-keys")
+app.add_typer(encryption_keys.app, name="encryption-keys")
+# What the two were called before; scripts of operators may say so still.
+app.add_typer(keys.app, name="api-keys", hidden=True)
+keys.app.command("rotate", hidden=True)(encryption_keys.rotate)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ class Connections:
         if not settings.is_on_loopback and not await KeyStore(lambda: pool).has_usable():
             raise ConfigurationError(
                 f"API_HTTP_HOST: {settings.api_http_host} is reached by others, and there is no API key: make one with"
-                " `orders-backup api-keys create NAME --scope admin`"
+                " `orders-backup keys create NAME --scope admin`"
             )
         self._resources = Resources(settings, pool, allegro, self._keyring, producer)
         self._health.add_check("database", partial(pool.fetchval, "SELECT 1"))
