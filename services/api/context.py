@@ -189,6 +189,8 @@ async def tokens_of(resources: Resources, caller: Caller, asked: Sequence[str] |
         return None
     rows = await resources.pool.fetch("SELECT id, user_id FROM user_tokens WHERE user_id = ANY($1)", users)
     seen = {row["user_id"]: row["id"] for row in rows if caller.sees(row["user_id"])}
+    if len(users) > 1:
+        caller.subject = None
     unknown = set(asked or ()) - seen.keys()
     if unknown:
         raise UnknownUserError(min(unknown))

@@ -21,6 +21,7 @@ from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter
 from shared.errors import PermanentError
 from shared.messages import OrderEvent, OrderFetchFailed, OrderMissing, OrderObserved, WindowFinished
+from shared.token_users import learn_users
 
 # How long the enricher has for a new event before the poller sends the order out again (docs/architecture.md).
 SETTLE_SECONDS = 120.0
@@ -118,6 +119,7 @@ class _Transaction:
         await self._finish_walks(walks)
         await self._finish_settled_runs()
         dead_letters = await self._insert_dead_letters([*self._batch.unreadable, *self._batch.dead_letters])
+        await learn_users(self._connection, self._batch.token_ids())
         added = sum(changed.values())
         return Written(
             events=len(events),
