@@ -176,14 +176,20 @@ def _check_target(path: Path, format_: Format) -> None:
     if format_ is not Format.PARQUET:
         if path.exists() and not path.is_file():
             raise RefusedError(f"{path} is no file: give a name that is free, or that of an export")
-    elif path.exists() and not _is_an_export(path):
-        raise RefusedError(f"{path} holds something else than an export: give a name that is free, or an empty folder")
+        return
+    for place in (path, _aside(path)):
+        if place.exists() and not _is_an_export(place):
+            raise RefusedError(
+                f"{place} is something else than an export: give a name that is free, or an empty folder"
+            )
 
 
 def _is_an_export(path: Path) -> bool:
     """Whether it is a folder with parts of an export and nothing else, which may be replaced by a newer one."""
     with files(path):
-        return path.is_dir() and all(_PART_NAME.fullmatch(file.name) for file in path.iterdir())
+        return (
+            path.is_dir() and not path.is_symlink() and all(_PART_NAME.fullmatch(file.name) for file in path.iterdir())
+        )
 
 
 def _expected(api: Api, asked: dict[str, Any]) -> int | None:
@@ -252,19 +258,21 @@ def _into_folder(download: _Download, path: Path) -> dict[str, Any]:
 
 
 def _replace_folder(path: Path, new: Path) -> None:
-    """Give the new folder its name. One that has it is removed if it is an export still, of hours ago."""
-    if not path.exists():
-        new.replace(path)
-        return
+    """Give the new folder its name; an export that has it is removed, if it is one still: hours may have passed."""
     _check_target(path, Format.PARQUET)
     # Aside first, as a folder cannot be replaced at once: the name is without an export for a moment only.
-    old = path.with_name(path.name + ".old")
-    if old.exists():
-        _check_target(old, Format.PARQUET)
-        shutil.rmtree(old)
-    path.replace(old)
+    aside = _aside(path)
+    if aside.exists():
+        shutil.rmtree(aside)
+    if path.exists():
+        path.replace(aside)
     new.replace(path)
-    shutil.rmtree(old)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".replaced")
 
 
 def _fetch(download: _Download, part: Path, keep: Keep, *, limit: int | None = None) -> None:

@@ -62,6 +62,8 @@ def test_an_export_into_a_folder_that_is_not_there_has_failed(tmp_path: Path, fo
         pytest.param(
             "parquet", lambda path: (path / "photos").mkdir(parents=True), id="a-folder-onto-one-of-something-else"
         ),
+        pytest.param("parquet", lambda path: path.symlink_to(path.parent), id="a-folder-onto-a-link"),
+        pytest.param("parquet", lambda path: Path(f"{path}.replaced").touch(), id="no-room-to-put-the-old-one-aside"),
     ],
 )
 def test_a_name_that_cannot_be_given_is_refused_before_anything_is_asked_for(
