@@ -119,7 +119,7 @@ def _checked(answer: httpx.Response) -> httpx.Response:
         return answer
     message = _explanation(answer)
     if answer.status_code == HTTPStatus.UNAUTHORIZED:
-        message += f"; put a key into {KEY_VARIABLE} (make one: orders-backup api-keys create)"
+        message += f"; put a key into {KEY_VARIABLE} (make one: orders-backup keys create)"
     if answer.status_code in _AWAY:
         raise AwayError(message)
     raise RefusedError(message)

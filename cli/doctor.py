@@ -76,7 +76,7 @@ async def _examine(settings: _Settings, api_url: str) -> list[Finding]:
             findings.append(Finding("PostgreSQL", "answers"))
             looks += [
                 ("migrations", "orders-backup setup", partial(_migrations, url)),
-                ("keys", "add the missing key to ENCRYPTION_KEYS", partial(_keys, settings, pool)),
+                ("encryption keys", "add the missing key to ENCRYPTION_KEYS", partial(_keys, settings, pool)),
                 ("clock", "let both hosts keep their time by NTP", partial(_clock, pool)),
             ]
         findings += await asyncio.gather(*(_look(what, mend, look) for what, mend, look in looks))
@@ -130,7 +130,7 @@ async def _migrations(database_url: str) -> Finding:
 async def _keys(settings: _Settings, pool: asyncpg.Pool) -> Finding:
     keyring = settings.keyring()
     await check_keys(pool, keyring)
-    return Finding("keys", f"open what is stored; new secrets get {keyring.primary_key_id!r}")
+    return Finding("encryption keys", f"open what is stored; new secrets get {keyring.primary_key_id!r}")
 
 
 async def _clock(pool: asyncpg.Pool) -> Finding:

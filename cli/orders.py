@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.client import DEFAULT_URL, Api, ApiUrl, part
-from cli.export import export
+from cli.export import Gone, export
 from cli.output import AsJson, show_fields, show_json, show_rows, show_table
 from shared.database import close_pool, open_pool
 from shared.order_state import republish_all
@@ -34,6 +34,7 @@ def list_orders(
     bought_to: Annotated[str | None, typer.Option(help="Bought before.")] = None,
     updated_since: Annotated[str | None, typer.Option(help="Our copy changed at or after.")] = None,
     buyer_login: Annotated[str | None, typer.Option(help="Of this buyer.")] = None,
+    gone: Gone = None,
     sort: Annotated[str, typer.Option(help="bought_at or updated_at; with a minus, newest first.")] = "-bought_at",
     fields: Annotated[str | None, typer.Option(help="Fields of the JSON, separated by commas.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
@@ -48,6 +49,7 @@ def list_orders(
         "bought_to": bought_to,
         "updated_since": updated_since,
         "buyer_login": buyer_login,
+        "gone": gone,
         "sort": sort,
     }
     path = f"/orders/{part(user_id)}"

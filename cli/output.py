@@ -22,9 +22,9 @@ def progress_console() -> Console:
     return Console(stderr=True)
 
 
-def show_json(value: Any) -> None:
-    """One JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def show_json(value: Any, *, err: bool = False) -> None:
+    """One JSON document; `err`: where standard output has something else to hold."""
+    (sys.stderr if err else sys.stdout).write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def show_line(value: Any) -> None:

@@ -1,12 +1,14 @@
 """`orders-backup sync`: start, stop and watch synchronisation."""
 
+import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cli.client import DEFAULT_URL, Api, ApiUrl, part
-from cli.errors import RefusedError
+from cli.errors import AwayError, RefusedError
 from cli.events import task_states
 from cli.output import AsJson, progress_console, show_fields, show_json, show_line, show_table
 
@@ -18,6 +20,9 @@ _RUN = (
     *("progress", "orders_added", "orders_updated", "events_stored", "requests", "error"),
 )
 _STATUS = ("user_id", "token_status", "orders", "pending_orders", "oldest_pending_at", "lag_seconds", "stored_event_id")
+# Between two looks at what runs, and so often in a row nobody may answer.
+_LOOK_SECONDS = 1.0
+_LOOKS_IN_VAIN = 10
 _SCHEDULE = ("status", "interval_seconds", "last_run", "last_success", "next_run", "next_full_run", "last_error")
 
 UserId = Annotated[str, typer.Argument(help="Your own name for the seller.")]
@@ -80,10 +85,22 @@ def follow(
 
 
 @app.command()
-def status(user_id: UserId, as_json: AsJson = False, api_url: ApiUrl = DEFAULT_URL) -> None:
-    """How a seller's copy stands: what runs, what is owed, when it is looked at next."""
+def status(
+    user_id: UserId,
+    watch: Annotated[bool, typer.Option("--watch", help="Show what runs with live bars, until it has ended.")] = False,
+    as_json: AsJson = False,
+    api_url: ApiUrl = DEFAULT_URL,
+) -> None:
+    """How a seller's copy stands: what runs, what is owed, when it is looked at next.
+
+    With --watch the progress of what runs until nothing does; with --json each state as one line.
+    """
     with Api(api_url) as api:
-        found = api.get(f"/sync/status/{part(user_id)}")
+        if watch and as_json:
+            for state in _states(api, user_id):
+                show_line(state)
+            return
+        found = _watched(api, user_id) if watch else api.get(f"/sync/status/{part(user_id)}")
     if as_json:
         show_json(found)
         return
@@ -93,6 +110,40 @@ def status(user_id: UserId, as_json: AsJson = False, api_url: ApiUrl = DEFAULT_U
         show_fields(found["schedule"], _SCHEDULE)
     typer.echo("\nrunning")
     show_table(found["running"], _RUN, empty="nothing")
+
+
+def _states(api: Api, user_id: str) -> Iterator[dict[str, Any]]:
+    """How it stands, again and again until nothing runs. Raises AwayError if the API stays away."""
+    failures = 0
+    while True:
+        try:
+            found: dict[str, Any] = api.get(f"/sync/status/{part(user_id)}")
+        except AwayError:
+            failures += 1
+            if failures >= _LOOKS_IN_VAIN:
+                raise
+        else:
+            failures = 0
+            yield found
+            if not found["running"]:
+                return
+        time.sleep(_LOOK_SECONDS)
+
+
+def _watched(api: Api, user_id: str) -> dict[str, Any]:
+    """A bar for each run, until the last has ended; how it stands then."""
+    bars: dict[str, TaskID] = {}
+    found: dict[str, Any] = {}
+    with _bars() as shown:
+        for found in _states(api, user_id):
+            running = {run["run_id"]: run for run in found["running"]}
+            for run_id, run in running.items():
+                if run_id not in bars:
+                    bars[run_id] = shown.add_task(run["kind"], total=None)
+                _move(shown, bars[run_id], run, run)
+            for run_id in bars.keys() - running.keys():
+                shown.remove_task(bars.pop(run_id))
+    return found
 
 
 @app.command()
@@ -170,18 +221,28 @@ def _request(
 
 def until_ended(api: Api, task: dict[str, Any]) -> dict[str, Any]:
     """Follow a task with a bar until it has ended."""
-    bars = Progress(
+    with _bars() as bars:
+        bar = bars.add_task(f"{task['kind']} ({task['status']})", total=None)
+        for state in task_states(api, task["task_id"]):
+            task = state
+            _move(bars, bar, task, task["run"])
+    return task
+
+
+def _bars() -> Progress:
+    console = progress_console()
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=progress_console(),
+        console=console,
+        disable=not console.is_terminal,
     )
-    with bars:
-        bar = bars.add_task(f"{task['kind']} ({task['status']})", total=None)
-        for state in task_states(api, task["task_id"]):
-            task = state
-            bars.update(bar, description=f"{task['kind']} ({task['status']})")
-            if task["run"] is not None:
-                bars.update(bar, completed=task["run"]["orders_processed"], total=task["run"]["orders_expected"])
-    return task
+
+
+def _move(bars: Progress, bar: TaskID, named: dict[str, Any], run: dict[str, Any] | None) -> None:
+    """Name the bar by a task or a run, and move it to where the run is, if there is one."""
+    bars.update(bar, description=f"{named['kind']} ({named['status']})")
+    if run is not None:
+        bars.update(bar, completed=run["orders_processed"], total=run["orders_expected"])

@@ -6,6 +6,7 @@ Without ALLEGRO_CLIENT_ID it talks to a simulated Allegro, with it to the real o
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -44,6 +45,7 @@ class Plan:
     sellers: int = 3
     orders: int = 200
     seed: int = 1
+    as_json: bool = False
 
     def simulator_options(self, folder: Path) -> list[str]:
         return [
@@ -205,6 +207,22 @@ def _write_settings(stack: Stack) -> Path:
     return file
 
 
+def _tell_programs(stack: Stack) -> None:
+    """Where everything is, as one line of JSON on standard output: all is ready when it comes."""
+    places = {
+        "api": stack.url("api"),
+        "metrics": {service: f"{stack.url(service)}/metrics" for service in SERVICES},
+        "simulator": None if stack.simulator is None else stack.simulator.url,
+        "postgresql": _without_password(stack.database.url()),
+        "kafka": stack.broker.bootstrap_servers,
+        "folder": str(stack.folder),
+        "addresses_file": str(stack.folder / _ADDRESSES),
+        "settings_file": str(stack.folder / _SETTINGS),
+    }
+    sys.stdout.write(json.dumps(places) + "\n")
+    sys.stdout.flush()
+
+
 def _welcome(stack: Stack, console: Console) -> None:
     """Where everything is, and what to try."""
     api = stack.url("api")
@@ -249,6 +267,7 @@ def _welcome(stack: Stack, console: Console) -> None:
 
 def run(plan: Plan, console: Console) -> int:
     """Start, watch, stop; 0 after being asked to stop."""
+    console = Console(stderr=True) if plan.as_json else console
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False)
@@ -278,6 +297,8 @@ def run(plan: Plan, console: Console) -> int:
                     stack.wait_until_ready(service)
                 _write_settings(stack)
                 _write_addresses(stack)
+                if plan.as_json:
+                    _tell_programs(stack)
                 _welcome(stack, console)
                 watched = _watched(stack)
                 while True:
@@ -298,4 +319,10 @@ def plan_from(arguments: Sequence[str]) -> Plan:
         "--orders", type=int, default=defaults.orders, help=f"historical orders of each seller {simulated}"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help=simulated)
+    parser.add_argument(
+        "--json",
+        dest="as_json",
+        action="store_true",
+        help="once it is ready, one line of JSON on standard output that says where; all else on standard error",
+    )
     return Plan(**vars(parser.parse_args(arguments)))

@@ -8,7 +8,7 @@ import logging
 import logging.handlers
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -20,6 +20,10 @@ from shared.settings import LogSettings
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 user_id: ContextVar[str | None] = ContextVar("user_id", default=None)
+token_id: ContextVar[int | None] = ContextVar("token_id", default=None)
+
+# Records know the token only; whose it is has been read for another reason, and never changes.
+_users: dict[int, str] = {}
 
 _FILE_BYTES = 5 * 1024 * 1024
 _FILES = 3
@@ -70,7 +74,7 @@ def _arrange(_logger: Any, _method: str, event: structlog.typing.EventDict) -> M
         "level": event.get("level"),
         "logger": event.get("logger"),
         "message": event.get("event"),
-        "user_id": event.get("user_id", user_id.get()),
+        "user_id": event.get("user_id") or user_id.get() or _users.get(event.get("token_id") or token_id.get() or 0),
         "correlation_id": event.get("correlation_id", correlation_id.get()),
         "extra": extra,
     }
@@ -130,18 +134,34 @@ def configure(settings: LogSettings, *, service: str) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
+def remember_user(token: int, user: str) -> None:
+    """Let log lines about this token name its user."""
+    _users[token] = user
+
+
+def unknown_users(tokens: Iterable[int]) -> list[int]:
+    """Those of the tokens whose user no log line could name."""
+    return [token for token in tokens if token not in _users]
+
+
 @contextmanager
-def correlated(identifier: str | None, *, user: str | None = None) -> Iterator[str]:
-    """Give everything logged and published inside the block one correlation id (a new one if there is none)."""
+def correlated(identifier: str | None, *, user: str | None = None, token: int | None = None) -> Iterator[str]:
+    """Give everything logged and published inside the block one correlation id (a new one if there is none).
+
+    It is about a user, or about whoever has the token, where one is given.
+    """
     chosen = identifier or uuid4().hex
     correlation_token = correlation_id.set(chosen)
     user_token = user_id.set(user) if user is not None else None
+    token_token = token_id.set(token) if token is not None else None
     try:
         yield chosen
     finally:
         correlation_id.reset(correlation_token)
         if user_token is not None:
             user_id.reset(user_token)
+        if token_token is not None:
+            token_id.reset(token_token)
 
 
 def current_correlation_id() -> str:

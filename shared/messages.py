@@ -31,6 +31,8 @@ from shared.json_text import originals, readable
 
 SCHEMA_VERSION: Literal[1] = 1
 
+# Digits of the largest bigint.
+_LONGEST_ID = 19
 _HEADER_CORRELATION = "correlation-id"
 _HEADER_RUN = "run-id"
 _HEADER_SCHEMA = "schema"
@@ -340,6 +342,11 @@ def headers(
 def correlation_id_of(record_headers: Sequence[tuple[str, bytes | None]]) -> str | None:
     """The correlation id, if a readable one is there: headers may be null or not UTF-8 and must never stop us."""
     return _text_of(record_headers, _HEADER_CORRELATION)
+
+
+def token_of(key: bytes | None) -> int | None:
+    """The token that a record's key names; None where it names something else, or is of somebody else."""
+    return int(key) if key is not None and key.isdigit() and len(key) <= _LONGEST_ID else None
 
 
 def traceparent_of(record_headers: Sequence[tuple[str, bytes | None]]) -> str | None:

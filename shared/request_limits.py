@@ -88,6 +88,7 @@ class RequestLimits:
             Endpoint.DETAIL: Pace.of(settings.allegro_detail_limit_per_minute, minute_seconds=minute),
         }
         limit = settings.allegro_client_limit_per_minute
+        metrics.allowance.set(limit / minute)
         pace = Pace.of(limit, minute_seconds=minute)
         self._live = self._budget("", pace, _LIVE_LOOKAHEAD_SHARE)
         self._bulk = self._budget("", pace, _BULK_LOOKAHEAD_SHARE)

@@ -10,10 +10,12 @@ from typing import Any
 
 import asyncpg
 
+from shared.logs import remember_user
+
 # An access token is refreshed before its use when 2 % of its life, at most 10 s, are left.
 # language=sql
 READ_TOKENS = """
-SELECT id, access_token, generation, status, status_reason,
+SELECT id, user_id, access_token, generation, status, status_reason,
        expires_at - least(interval '10 seconds', (expires_at - refreshed_at) / 50) <= clock_timestamp() AS expired,
        coalesce(refresh_after, expires_at) <= clock_timestamp() AS due
   FROM user_tokens WHERE id = ANY($1::bigint[])
@@ -57,6 +59,8 @@ class TokenLookups:
             for answer in answers:
                 answer.cancel()
             raise
+        for row in rows.values():
+            remember_user(row["id"], row["user_id"])
         for token_id, waiting in asked.items():
             for answer in waiting:
                 if not answer.done():  # whoever asked may have given up

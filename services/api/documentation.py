@@ -56,7 +56,7 @@ def document(generated: dict[str, Any], scopes: Iterable[tuple[str, str, AccessS
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "aob_...",
-            "description": "a key of `orders-backup api-keys create`; each operation names the scope that it needs",
+            "description": "a key of `orders-backup keys create`; each operation names the scope that it needs",
         }
     }
     for method, path, scope in scopes:

@@ -206,8 +206,13 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
     failed = str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
     told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
     tell(told, name=f"{method} {route}", failed=failed)
-    caller = getattr(scope["state"].get("caller"), "name", None)
-    asked = {"method": method, "route": route, "caller": caller}
+    caller = scope["state"].get("caller")
+    asked = {
+        "method": method,
+        "route": route,
+        "caller": getattr(caller, "name", None),
+        "user_id": getattr(caller, "subject", None),
+    }
     logger.info("request", extra={**asked, "status": status, "ms": round(seconds * 1000, 2)})
 
 

@@ -29,7 +29,7 @@ from shared.allegro.errors import (
     RequestRejectedError,
 )
 from shared.errors import TransientError
-from shared.logs import correlated
+from shared.logs import correlated, remember_user
 from shared.messages import (
     CoveredRange,
     OrderObserved,
@@ -42,6 +42,7 @@ from shared.messages import (
     WindowProgressed,
     correlation_id_of,
     decode,
+    token_of,
     traceparent_of,
 )
 from shared.tracing import span
@@ -59,7 +60,7 @@ UPDATE run_windows w
    SET attempt = w.attempt + 1, published_at = now()
   FROM sync_history r
  WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.completed_at IS NULL
-RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests
+RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests, r.user_id
 """
 
 _STANDING = """
@@ -122,7 +123,7 @@ class BulkHandler:
         """Work off records of one token, one walk after the other."""
         for raw in raw_records:
             with (
-                correlated(correlation_id_of(raw.headers)),
+                correlated(correlation_id_of(raw.headers), token=token_of(raw.key)),
                 span(
                     f"process {raw.topic}",
                     {"messaging.system": "kafka"},
@@ -165,6 +166,7 @@ class BulkHandler:
         row = await self._pool.fetchrow(_BEGIN, record.run_id)
         if row is None:
             return None
+        remember_user(record.token_id, row["user_id"])
         walk = Walk(
             position=row["position"],
             bought_to=row["bought_to"],

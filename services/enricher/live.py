@@ -38,6 +38,7 @@ from shared.messages import (
     UnreadableRecordError,
     correlation_id_of,
     decode,
+    token_of,
     traceparent_of,
 )
 from shared.tracing import is_on, span
@@ -71,7 +72,7 @@ class LiveHandler:
         """Work off records of one token; what cannot be read is set aside, what fails stays owed."""
         first, *others = raw_records
         with (
-            correlated(correlation_id_of(first.headers)),
+            correlated(correlation_id_of(first.headers), token=token_of(first.key)),
             span(
                 f"process {first.topic}",
                 {"messaging.system": "kafka", "messaging.batch.message_count": len(raw_records)},

@@ -60,7 +60,7 @@ class LoginLearner:
     async def learn(self, token_id: int) -> None:
         """Ask once."""
         try:
-            with correlated(None):
+            with correlated(None, token=token_id):
                 seller = await self._client.me(token_id)
         except AccessDeniedError as error:
             logger.warning("login not learnt", extra={"token_id": token_id, "error": str(error)})

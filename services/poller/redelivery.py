@@ -9,6 +9,7 @@ import asyncpg
 from services.poller import metrics
 from services.poller.publish import Publisher
 from services.poller.settings import PollerSettings
+from shared.ended_runs import count_ended
 from shared.logs import correlated
 from shared.messages import OrderFetch, OrderWindow
 from shared.tracing import span
@@ -64,11 +65,13 @@ WITH ended AS (
        AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))
-    RETURNING r.task_id
+    RETURNING r.task_id, r.kind, r.status
+), tasks AS (
+    UPDATE task_history t
+       SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
+      FROM ended WHERE t.task_id = ended.task_id
 )
-UPDATE task_history t
-   SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
-  FROM ended WHERE t.task_id = ended.task_id
+SELECT kind, status FROM ended
 """
 
 # language=sql
@@ -80,11 +83,13 @@ WITH ended AS (
      WHERE r.completed_at IS NULL AND r.started_at < now() - interval '1 minute' AND w.run_id = r.run_id AND w.finished
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids) AND p.attempts = 0)
-    RETURNING r.task_id
+    RETURNING r.task_id, r.kind, r.status
+), tasks AS (
+    UPDATE task_history t
+       SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
+      FROM ended WHERE t.task_id = ended.task_id
 )
-UPDATE task_history t
-   SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
-  FROM ended WHERE t.task_id = ended.task_id
+SELECT kind, status FROM ended
 """
 
 
@@ -104,8 +109,8 @@ class Redelivery:
 
     async def end_settled_runs(self) -> None:
         """End the runs that nothing is owed to any more."""
-        await self._pool.execute(_END_SETTLED)
-        await self._pool.execute(_END_WALKED)
+        for statement in (_END_SETTLED, _END_WALKED):
+            count_ended(await self._pool.fetch(statement))
 
     async def _windows(self) -> int:
         rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH, _MAX_PATIENCE_FACTOR)

@@ -34,7 +34,7 @@ class TokenRefresher:
     async def refresh(self, token_id: int) -> None:
         """Refresh one token, if it is due still; the vault notes a failure and when to try again."""
         try:
-            with correlated(None):
+            with correlated(None, token=token_id):
                 await self._vault.refresh(token_id)
         except (AllegroError, TransientError) as error:
             logger.info("token not refreshed", extra={"token_id": token_id, "error": str(error)})

@@ -11,6 +11,7 @@ import asyncpg
 
 from services.poller import metrics
 from services.poller.settings import PollerSettings
+from shared.ended_runs import count_ended
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,16 @@ WITH failed AS (
      WHERE r.completed_at IS NULL AND t.id = r.user_token_id AND t.status = 'deactivated'
        AND NOT EXISTS (SELECT FROM task_history h
                         WHERE h.task_id = r.task_id AND h.stop_requested_at IS NOT NULL AND h.finished_at IS NULL)
-    RETURNING r.run_id, r.task_id
+    RETURNING r.run_id, r.task_id, r.kind, r.status
 ), windows AS (
     UPDATE run_windows w SET finished = true FROM failed WHERE w.run_id = failed.run_id
+), tasks AS (
+    UPDATE task_history h
+       SET status = 'failed', finished_at = now(), error = 'the token was deactivated',
+           lease_owner = NULL, lease_until = NULL
+      FROM failed WHERE h.task_id = failed.task_id AND h.finished_at IS NULL
 )
-UPDATE task_history h
-   SET status = 'failed', finished_at = now(), error = 'the token was deactivated',
-       lease_owner = NULL, lease_until = NULL
-  FROM failed WHERE h.task_id = failed.task_id AND h.finished_at IS NULL
+SELECT kind, status FROM failed
 """
 
 _STALLED = "SELECT count(*) FROM sync_history WHERE completed_at IS NULL AND status = 'stalled'"
@@ -75,7 +78,7 @@ class Standstill:
 
     async def turn(self) -> bool:
         """Note what stands still, and what came on again; says whether there may be more."""
-        await self._pool.execute(_FAIL)
+        count_ended(await self._pool.fetch(_FAIL))
         await self._pool.execute(_RESUME, self._patience)
         stalled = await self._pool.fetch(_STALL, self._patience, _BATCH)
         for run in stalled:

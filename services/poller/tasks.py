@@ -25,6 +25,7 @@ from shared.allegro.client import AllegroClient
 from shared.allegro.errors import AllegroError
 from shared.allegro.tally import tallied
 from shared.clock import Clock, to_event_id
+from shared.ended_runs import count_ended
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated, scrub
 from shared.messages import OrderEvent, OrderWindow
@@ -94,6 +95,7 @@ WITH task AS (
 )
 UPDATE sync_history r SET status = 'failed', completed_at = now(), error = $3
   FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
+RETURNING r.kind, r.status
 """
 
 _CREATE_RUN = """
@@ -176,14 +178,14 @@ WITH asked AS (
 ), runs AS (
     UPDATE sync_history r SET status = 'stopped', completed_at = now(), error = NULL
       FROM asked WHERE r.task_id = asked.task_id AND r.completed_at IS NULL
-    RETURNING r.run_id, r.kind, r.user_token_id
+    RETURNING r.run_id, r.kind, r.status, r.user_token_id
 ), windows AS (
     UPDATE run_windows w SET finished = true FROM runs WHERE w.run_id = runs.run_id
 ), tasks AS (
     UPDATE task_history h SET status = 'stopped', finished_at = now(), lease_owner = NULL, lease_until = NULL
       FROM asked WHERE h.task_id = asked.task_id
 )
-SELECT user_token_id, run_id FROM runs WHERE kind = 'orders'
+SELECT user_token_id, run_id, kind, status FROM runs
 """
 
 # Looks that nobody else wants. Those that an event wants stay owed, as do those of a stopped reading of the journal.
@@ -251,8 +253,11 @@ class TaskPlanner:
     async def turn(self) -> bool:
         """Begin what is queued and end what was stopped; says whether there may be more."""
         # One statement after the other: the writer locks what is owed before runs and tasks.
-        for stopped in await self._pool.fetch(_STOP, _STOP_PATIENCE):
-            await self._pool.execute(_DROP_LOOKS, stopped["user_token_id"], stopped["run_id"])
+        stopped = await self._pool.fetch(_STOP, _STOP_PATIENCE)
+        count_ended(stopped)
+        for run in stopped:
+            if run["kind"] == "orders":
+                await self._pool.execute(_DROP_LOOKS, run["user_token_id"], run["run_id"])
         await self._pool.execute(_GIVE_UP)
         return await self._slots.fill(self.claim, self.plan)
 
@@ -287,7 +292,7 @@ class TaskPlanner:
             except PermanentError as error:
                 metrics.tasks.labels(task.kind, "refused").inc()
                 logger.error("task refused", extra={"task_id": str(task.task_id), "error": _text(error)})
-                await self._pool.execute(_REFUSE, task.task_id, task.fence, _text(error))
+                count_ended(await self._pool.fetch(_REFUSE, task.task_id, task.fence, _text(error)))
             except (AllegroError, TransientError) as error:
                 logger.warning("task postponed", extra={"task_id": str(task.task_id), "error": _text(error)})
                 await self._pool.execute(_POSTPONE, task.task_id, task.fence, _POSTPONED, _text(error))

@@ -20,7 +20,7 @@ from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
 from shared.delivery import DeadLetter, RebalanceLog, commit, lags_told, next_offsets, poll
 from shared.kafka import RecordProducer, UnsendableRecordError
-from shared.messages import correlation_id_of, traceparent_of
+from shared.messages import correlation_id_of, token_of, traceparent_of
 from shared.service import is_transient
 from shared.topics import Topics
 from shared.tracing import add_span, is_on
@@ -223,9 +223,9 @@ class Writer:
 
 def _say_stored(records: Sequence[ConsumerRecord]) -> None:
     """One line for each request or poll whose records are durable now: who follows its id finds the end of the way."""
-    counts = Counter(correlation_id_of(record.headers) for record in records)
-    for identifier, number in counts.items():
-        logger.info("stored", extra={"correlation_id": identifier, "records": number})
+    counts = Counter((correlation_id_of(record.headers), record.key) for record in records)
+    for (identifier, key), number in counts.items():
+        logger.info("stored", extra={"correlation_id": identifier, "token_id": token_of(key), "records": number})
 
 
 def _trace_stored(records: Sequence[ConsumerRecord], started_ns: int) -> None:

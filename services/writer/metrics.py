@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.writer.store import Written
+from shared.ended_runs import count_ended
 
 
 class Metrics:
@@ -57,5 +58,6 @@ class Metrics:
         self.dead_letters.inc(written.dead_letters)
         for seconds in written.waited_seconds:
             self.freshness_seconds.observe(seconds)
+        count_ended(written.ended_runs)
         for finding, orders in written.found_by_listing.items():
             self.found_by_listing.labels(finding).inc(orders)

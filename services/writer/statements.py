@@ -211,11 +211,13 @@ WITH ended AS (
      WHERE r.user_token_id = ANY($1::bigint[]) AND r.completed_at IS NULL AND w.run_id = r.run_id AND w.finished
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids) AND p.attempts = 0)
-    RETURNING r.task_id
+    RETURNING r.task_id, r.kind, r.status
+), tasks AS (
+    UPDATE task_history t
+       SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
+      FROM ended WHERE t.task_id = ended.task_id
 )
-UPDATE task_history t
-   SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
-  FROM ended WHERE t.task_id = ended.task_id
+SELECT kind, status FROM ended
 """
 
 FINISH_RUN = """
@@ -224,11 +226,13 @@ WITH run AS (
        SET status = $2, completed_at = now(), error = $3, requests = greatest(requests, $4),
            orders_expected = coalesce($5, orders_expected)
      WHERE run_id = $1 AND completed_at IS NULL
-    RETURNING task_id
+    RETURNING task_id, kind, status
+), tasks AS (
+    UPDATE task_history t
+       SET status = $2, finished_at = now(), error = $3, lease_owner = NULL, lease_until = NULL
+      FROM run WHERE t.task_id = run.task_id
 )
-UPDATE task_history t
-   SET status = $2, finished_at = now(), error = $3, lease_owner = NULL, lease_until = NULL
-  FROM run WHERE t.task_id = run.task_id
+SELECT kind, status FROM run
 """
 
 # Runs without a walk end when the cursor passed their last event and nothing is owed to them any more.
@@ -241,11 +245,13 @@ WITH ended AS (
        AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))
-    RETURNING r.task_id
+    RETURNING r.task_id, r.kind, r.status
+), tasks AS (
+    UPDATE task_history t
+       SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
+      FROM ended WHERE t.task_id = ended.task_id
 )
-UPDATE task_history t
-   SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
-  FROM ended WHERE t.task_id = ended.task_id
+SELECT kind, status FROM ended
 """
 
 INSERT_DEAD_LETTERS = """

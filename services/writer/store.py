@@ -21,6 +21,7 @@ from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter
 from shared.errors import PermanentError
 from shared.messages import OrderEvent, OrderFetchFailed, OrderMissing, OrderObserved, WindowFinished
+from shared.token_users import learn_users
 
 # How long the enricher has for a new event before the poller sends the order out again (docs/architecture.md).
 SETTLE_SECONDS = 120.0
@@ -49,6 +50,8 @@ class Written:
     """From the journal's newest event of an order to the look that shows it, for each order that was owed one."""
     found_by_listing: Mapping[str, int] = field(default_factory=dict)
     """Orders that nothing else would have led us to: missing, stale, merged, gone."""
+    ended_runs: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+    """Of each run that ended, `kind` and `status`."""
 
     def __add__(self, other: "Written") -> "Written":
         return Written(
@@ -59,6 +62,7 @@ class Written:
             self.dead_letters + other.dead_letters,
             self.waited_seconds + other.waited_seconds,
             Counter(self.found_by_listing) + Counter(other.found_by_listing),
+            self.ended_runs + other.ended_runs,
         )
 
 
@@ -97,6 +101,7 @@ class _Transaction:
         self._runs: defaultdict[UUID, RunCounts] = defaultdict(RunCounts)
         self._settled_by: dict[OrderKey, list[UUID]] = {}
         self._waited: tuple[float, ...] = ()
+        self._ended: list[Mapping[str, Any]] = []
 
     async def run(self) -> Written:
         events = await self._insert_events()
@@ -114,6 +119,7 @@ class _Transaction:
         await self._finish_walks(walks)
         await self._finish_settled_runs()
         dead_letters = await self._insert_dead_letters([*self._batch.unreadable, *self._batch.dead_letters])
+        await learn_users(self._connection, self._batch.token_ids())
         added = sum(changed.values())
         return Written(
             events=len(events),
@@ -123,6 +129,7 @@ class _Transaction:
             dead_letters=dead_letters,
             waited_seconds=self._waited,
             found_by_listing=found,
+            ended_runs=tuple(self._ended),
         )
 
     def _document(self, raw: bytes) -> Storable:
@@ -388,15 +395,15 @@ class _Transaction:
         if end.outcome == "completed":
             await self._connection.execute(sql.NOTE_END_OF_WALK, end.run_id, end.requests, end.orders_expected)
         else:
-            await self._connection.execute(
+            self._ended += await self._connection.fetch(
                 sql.FINISH_RUN, end.run_id, end.outcome, end.error, end.requests, end.orders_expected
             )
 
     async def _finish_settled_runs(self) -> None:
         token_ids = self._batch.token_ids()
         if token_ids:
-            await self._connection.execute(sql.FINISH_SETTLED_RUNS, sorted(token_ids))
-            await self._connection.execute(sql.FINISH_WALKED_RUNS, sorted(token_ids))
+            for statement in (sql.FINISH_SETTLED_RUNS, sql.FINISH_WALKED_RUNS):
+                self._ended += await self._connection.fetch(statement, sorted(token_ids))
 
     async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> int:
         """Store the dead letters; returns how many were not stored before."""

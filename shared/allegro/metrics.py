@@ -31,6 +31,11 @@ permits = Counter(
     "Requests allowed by the limits, by kind of traffic: what is used of the client id's allowance.",
     ["traffic"],
 )
+allowance = Gauge(
+    "orders_backup_allegro_allowance_requests_per_second",
+    "What the client id may ask for, all sellers and processes together (ALLEGRO_CLIENT_LIMIT_PER_MINUTE); the rate of"
+    " orders_backup_allegro_permits_total of all processes over this is the used share.",
+)
 remaining = Gauge(
     "orders_backup_allegro_remaining_requests",
     "The last X-RateLimit-Remaining, where Allegro sends it (it seldom does).",

@@ -148,7 +148,7 @@ class TestStart:
         exposed = changed(settings, api_http_host=host)
         await create_key(pool, "old", AccessScope.ADMIN, expires_at=datetime(2026, 1, 1, tzinfo=UTC))
 
-        with pytest.raises(ConfigurationError, match=r"API_HTTP_HOST: .*orders-backup api-keys create"):
+        with pytest.raises(ConfigurationError, match=r"API_HTTP_HOST: .*orders-backup keys create"):
             async with serving(exposed):
                 pass
 

@@ -80,7 +80,7 @@ class TestDoctor:
         findings = json.loads(done.out)
         assert (done.code, [finding for finding in findings if finding["mend"]]) == (0, [])
         assert {finding["what"] for finding in findings} == {
-            *("settings", "PostgreSQL", "Kafka", "Allegro", "API", "migrations", "keys", "clock"),
+            *("settings", "PostgreSQL", "Kafka", "Allegro", "API", "migrations", "encryption keys", "clock"),
         }
 
     def test_what_is_wrong_is_named_with_what_to_do(self, orders_backup: Run) -> None:
@@ -237,7 +237,7 @@ class TestCommands:
         await a_stored_pair(pool, environment)
         both = f"{NEWER_KEY},{environment['ENCRYPTION_KEYS']}"
 
-        done = orders_backup("keys", "rotate", "--json", ENCRYPTION_KEYS=both)
+        done = orders_backup("encryption-keys", "rotate", "--json", ENCRYPTION_KEYS=both)
 
         assert (done.code, json.loads(done.out)) == (0, {"moved": 1, "left": 0})
         assert await pool.fetchval("SELECT key_id FROM user_tokens") == "k2"
@@ -253,7 +253,7 @@ class TestCommands:
         )
         both = f"{NEWER_KEY},{environment['ENCRYPTION_KEYS']}"
 
-        done = orders_backup("keys", "rotate", ENCRYPTION_KEYS=both)
+        done = orders_backup("encryption-keys", "rotate", ENCRYPTION_KEYS=both)
 
         assert (done.code, done.out) == (1, "0 secrets moved to the first key, 1 are still of another\n")
         assert "rotate again" in done.err
@@ -263,7 +263,7 @@ class TestCommands:
     ) -> None:
         await a_stored_pair(pool, environment)
 
-        done = orders_backup("keys", "rotate", ENCRYPTION_KEYS=NEWER_KEY)
+        done = orders_backup("encryption-keys", "rotate", ENCRYPTION_KEYS=NEWER_KEY)
 
         assert (done.code, done.out) == (2, "")
         assert "ENCRYPTION_KEYS: key 'k1' is missing, 1 stored secrets were encrypted with it" in done.err
@@ -299,7 +299,7 @@ class TestService:
     @pytest.mark.parametrize(
         ("variables", "said"),
         [
-            pytest.param({"API_HTTP_HOST": "0.0.0.0"}, "orders-backup api-keys create", id="reachable-by-others"),
+            pytest.param({"API_HTTP_HOST": "0.0.0.0"}, "orders-backup keys create", id="reachable-by-others"),
             pytest.param({"ALLEGRO_USER_AGENT": "no version"}, "ALLEGRO_USER_AGENT", id="malformed"),
             pytest.param({"ENCRYPTION_KEYS": "k1:short"}, "ENCRYPTION_KEYS", id="short-key"),
         ],

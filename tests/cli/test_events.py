@@ -1,16 +1,19 @@
 """Server-sent events are read however the stream is cut."""
 
+import io
 import itertools
+from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from cli.client import Api
 from cli.errors import AwayError
 from cli.events import Event, events, task_states
-from cli.sync import until_ended
+from cli.sync import _watched, until_ended
 
 STREAM = (
     b'retry: 2000\n\nid: 1\nevent: progress\ndata: {"a": "b: c"}\n\n: nothing new\n\n'
@@ -68,3 +71,36 @@ def test_a_bar_ends_with_the_tasks_last_state() -> None:
         task = until_ended(api, {"task_id": "t", "kind": "full", "status": "queued"})
 
     assert (task["status"], task["run"]["orders_processed"]) == ("end", 9)
+
+
+def a_standing(*runs: dict[str, Any]) -> httpx.Response:
+    return httpx.Response(200, json={"user_id": "shop-1", "orders": 9, "running": list(runs)})
+
+
+def a_run(processed: int, expected: int | None) -> dict[str, Any]:
+    run = {"run_id": "r", "kind": "initial", "status": "running"}
+    return {**run, "orders_processed": processed, "orders_expected": expected}
+
+
+def test_the_bar_of_a_run_moves_until_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = io.StringIO()
+    monkeypatch.setattr("cli.sync.progress_console", lambda: Console(file=seen, force_terminal=True, width=100))
+    monkeypatch.setattr("cli.sync._LOOK_SECONDS", 0.2)
+    away = httpx.Response(503, json={"detail": "x", "correlation_id": "c"})
+    answers = iter([a_standing(a_run(0, None)), a_standing(a_run(3, 9)), away, a_standing(a_run(8, 9)), a_standing()])
+
+    with Api("http://127.0.0.1", transport=httpx.MockTransport(lambda _request: next(answers))) as api:
+        found = _watched(api, "shop-1")
+
+    assert found["running"] == []
+    assert "initial (running)" in seen.getvalue()
+    assert "3/9" in seen.getvalue()
+    assert "8/9" in seen.getvalue()
+
+
+def test_an_api_that_stays_away_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.sync._LOOK_SECONDS", 0)
+    away = httpx.MockTransport(lambda _request: httpx.Response(503, json={"detail": "x", "correlation_id": "c"}))
+
+    with Api("http://127.0.0.1", transport=away) as api, pytest.raises(AwayError):
+        _watched(api, "shop-1")

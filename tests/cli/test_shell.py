@@ -14,8 +14,6 @@ import cli.app
 from cli.app import app
 
 _ROOT = Path(__file__).parents[2]
-# What they write is not a result that a program would read: a running product, and the orders themselves.
-_WITHOUT_JSON = {"up", "orders export"}
 
 
 def _commands(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
@@ -26,17 +24,18 @@ def _commands(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
         yield from _commands(child, *path, name)
 
 
-_COMMANDS = dict(_commands(typer.main.get_command(app)))
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+"""Every command by its name; `test_json.py` looks at what they print."""
 
 
-@pytest.mark.parametrize("name", sorted(_COMMANDS.keys() - _WITHOUT_JSON))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_speaks_json(name: str) -> None:
-    assert "--json" in {option for parameter in _COMMANDS[name].params for option in parameter.opts}
+    assert "--json" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
 
 
-@pytest.mark.parametrize("name", sorted(_COMMANDS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_explains_itself(name: str) -> None:
-    assert _COMMANDS[name].help
+    assert COMMANDS[name].help
 
 
 def _completed(shell: str, words: str) -> list[str]:
@@ -88,3 +87,13 @@ def test_up_is_the_development_stack_with_all_its_options() -> None:
 
     assert done.returncode == 0
     assert "--sellers" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_up_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+    monkeypatch.setattr("cli.up.os.execv", lambda _program, arguments: begun.append(arguments[1:]))
+
+    app(["up", "--sellers", "1", "--json"], standalone_mode=False)
+
+    assert begun == [["-m", "devstack", "up", "--sellers", "1", "--json"]]

@@ -1,5 +1,6 @@
 """`make up` as somebody sees it: it comes up, repairs itself, stops cleanly, keeps its data, leaves nothing behind."""
 
+import json
 import os
 import re
 import signal
@@ -20,22 +21,23 @@ _UP = "Ctrl-C stops everything"
 class Up:
     """One `python -m devstack up` and what it prints."""
 
-    def __init__(self, data: Path, output: Path) -> None:
-        self._output = output
+    def __init__(self, data: Path, output: Path, *options: str) -> None:
+        self.output = output
+        self._errors = output.with_suffix(".errors")
         environment = {**os.environ, "DATA_DIR": str(data), "PYTHONUNBUFFERED": "1"}
-        with output.open("wb") as file:
+        with output.open("wb") as out, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "devstack", "up", "--sellers", "1", "--orders", "5"],
+                [sys.executable, "-m", "devstack", "up", "--sellers", "1", "--orders", "5", *options],
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdout=out,
+                stderr=errors,
                 env=environment,
                 cwd=Path(__file__).parents[2],
             )
 
     @property
     def printed(self) -> str:
-        return self._output.read_text()
+        return self.output.read_text() + self._errors.read_text()
 
     def wait_for(self, text: str) -> None:
         wait_until(lambda: text in self.printed or self.process.poll() is not None)
@@ -60,11 +62,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[], Up]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def up() -> Up:
-        started.append(Up(tmp_path / "data", tmp_path / f"output-{len(started)}"))
+    def up(*options: str) -> Up:
+        started.append(Up(tmp_path / "data", tmp_path / f"output-{len(started)}", *options))
         return started[-1]
 
     yield up
@@ -73,7 +75,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Up]]:
         one.process.wait()
 
 
-def test_it_repairs_itself_stops_cleanly_and_comes_back(start: Callable[[], Up], tmp_path: Path) -> None:
+def test_it_repairs_itself_stops_cleanly_and_comes_back(start: Callable[..., Up], tmp_path: Path) -> None:
     first = start()
     first.wait_for(_UP)
     api = re.search(r"API documentation\s+(http://\S+)/docs", first.printed)
@@ -86,14 +88,14 @@ def test_it_repairs_itself_stops_cleanly_and_comes_back(start: Callable[[], Up],
     code = first.end(signal.SIGTERM)
     _, alive = psutil.wait_procs(children, timeout=10)
 
-    second = start()
+    second = start("--json")
     second.wait_for(_UP)
-    again = re.search(r"API documentation\s+(http://\S+)/docs", second.printed)
+    places = json.loads(second.output.read_text())
 
     assert (code, alive) == (0, [])
     assert api is not None
-    assert again is not None
-    assert again[1] == api[1]
+    assert places["api"] == api[1]
+    assert Path(places["addresses_file"]).exists()
     assert (tmp_path / "data" / "encryption_keys").read_bytes() == key
     assert second.end(signal.SIGINT) == 0
 

@@ -42,11 +42,11 @@ async def completed(pool: asyncpg.Pool, task_id: str) -> None:
     await until(pool, "SELECT status = 'completed' FROM task_history WHERE task_id = $1", task_id)
 
 
-def said_under_the_id(log: Path) -> set[str]:
-    """What a service has logged under the id; every line of it has the documented shape."""
+def said_under_the_id(log: Path) -> set[tuple[str, str]]:
+    """What a service has logged under the id, and about whom; every line of it has the documented shape."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert all(set(line) == _LOG_FIELDS for line in lines)
-    return {line["message"] for line in lines if line["correlation_id"] == _ID}
+    return {(line["message"], line["user_id"]) for line in lines if line["correlation_id"] == _ID}
 
 
 async def find_records_under_the_id(bootstrap: str, topic: str, *, least: int) -> None:
@@ -85,7 +85,9 @@ async def test_one_id_is_in_the_answer_the_row_the_records_and_every_log(
     assert (walk.headers["x-request-id"], look.headers["x-request-id"]) == (_ID, _ID)
     ids = await pool.fetch("SELECT DISTINCT correlation_id FROM task_history")
     assert [row["correlation_id"] for row in ids] == [_ID]
-    assert "request" in logs["api"]
-    assert "task begun" in logs["poller"]
-    assert {"walk begun", "looked at orders"} <= logs["enricher"]
-    assert "stored" in logs["writer"]
+    # Every line of a service names the user, also where the records do not.
+    assert logs["api"] == {("request", "bench-0")}
+    assert logs["poller"] >= {("task begun", "bench-0")}
+    assert logs["enricher"] >= {("walk begun", "bench-0"), ("looked at orders", "bench-0")}
+    assert logs["writer"] == {("stored", "bench-0")}
+    assert {user for said in logs.values() for _, user in said} == {"bench-0"}

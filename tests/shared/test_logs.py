@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shared.encryption import Secret
-from shared.logs import configure, correlated, scrub
+from shared.logs import configure, correlated, remember_user, scrub, unknown_users
 from shared.settings import LogSettings
 
 JWT = ".".join(
@@ -84,6 +84,33 @@ def test_a_line_has_the_documented_shape(log_file: Path) -> None:
     assert set(line) == {"timestamp", "level", "logger", "message", "user_id", "correlation_id", "extra"}
     assert (line["level"], line["logger"], line["message"]) == ("warning", "a.b", "it happened")
     assert (line["user_id"], line["correlation_id"], line["extra"]) == ("shop-1", "c-1", {"token_id": 7})
+
+
+def test_a_line_about_a_token_names_its_user_once_that_is_known(
+    log_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.logs._users", {})
+    logger = logging.getLogger("a.b")
+    with correlated("c-1", token=7):
+        logger.info("before")
+        remember_user(7, "shop-7")
+        logger.info("after")
+        logger.info("of another", extra={"user_id": "shop-8"})
+    logger.info("by its extra", extra={"token_id": 7})
+    logger.info("nobody's")
+
+    assert [line["user_id"] for line in lines(log_file)] == [None, "shop-7", "shop-8", "shop-7", None]
+    assert unknown_users([7, 8]) == [8]
+
+
+def test_a_log_file_is_replaced_at_5_mb_and_three_are_kept(log_file: Path) -> None:
+    logger = logging.getLogger("a.b")
+    for _ in range(5 * 4):
+        logger.info("x" * 1024 * 1024)
+
+    files = sorted(log_file.parent.iterdir())
+    assert [file.name for file in files] == ["test.log", "test.log.1", "test.log.2"]
+    assert all(4 * 1024 * 1024 < file.stat().st_size <= 5 * 1024 * 1024 for file in files[1:])
 
 
 def test_no_line_holds_a_secret_wherever_it_hides(log_file: Path) -> None:

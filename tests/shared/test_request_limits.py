@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 
 from shared.database import TRANSIENT_DATABASE_ERRORS, open_pool
 from shared.limits.budget import Budget
@@ -55,6 +56,20 @@ def limits_of(pool: asyncpg.Pool, **others: Any) -> RequestLimits:
             **{"allegro_client_limit_per_minute": LIMIT, "allegro_limit_minute_seconds": MINUTE, **others},
         ),
     )
+
+
+async def test_the_allowance_is_told_beside_what_is_taken_of_it(pool: asyncpg.Pool) -> None:
+    def told(name: str) -> float:
+        return REGISTRY.get_sample_value(name, {"traffic": "live"} if name.endswith("total") else {}) or 0.0
+
+    limits = limits_of(pool)
+    before = told("orders_backup_allegro_permits_total")
+
+    await limits.acquire(Endpoint.DETAIL, token_id=1, traffic="live")
+    await limits.close()
+
+    assert told("orders_backup_allegro_permits_total") == before + 1
+    assert told("orders_backup_allegro_allowance_requests_per_second") == LIMIT / MINUTE
 
 
 class CountingServer:

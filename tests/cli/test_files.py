@@ -1,0 +1,93 @@
+"""Files of this machine: what is wrong with them is told by name, at once, and not as something to wait for."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from cli.errors import is_of_a_file
+from shared.export.manifest import FORMAT, Manifest, as_line
+
+_ROOT = Path(__file__).parents[2]
+# Nobody listens there: who asks the API first ends with another code.
+_NO_API = ("--api-url", "http://127.0.0.1:1")
+
+
+def _run(*arguments: str, folder: Path, output: Path | None = None) -> tuple[int, str]:
+    command = [sys.executable, "-m", "cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "250"}
+    with (output or Path(os.devnull)).open("w") as out:
+        done = subprocess.run(
+            command, env=environment, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "is_file"),
+    [
+        pytest.param(FileNotFoundError(errno.ENOENT, "No such file", "orders.ndjson"), True, id="named"),
+        pytest.param(OSError(errno.ENOSPC, "No space left on device"), True, id="disk-full"),
+        pytest.param(FileNotFoundError(errno.ENOENT, "No such file"), False, id="socket-of-a-server"),
+        pytest.param(ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"), False, id="refused"),
+        pytest.param(TimeoutError(), False, id="silence"),
+        pytest.param(ValueError(), False, id="another"),
+    ],
+)
+def test_errors_of_files_are_told_from_those_of_connections(error: Exception, is_file: bool) -> None:
+    assert is_of_a_file(error) is is_file
+
+
+@pytest.mark.parametrize("form", ["ndjson", "parquet"])
+def test_an_export_into_a_folder_that_is_not_there_has_failed(tmp_path: Path, form: str) -> None:
+    target = tmp_path / "nowhere" / "orders"
+
+    code, said = _run("orders", "export", "--format", form, "-o", str(target), *_NO_API, folder=tmp_path)
+
+    assert code == 1
+    assert said == f"orders-backup: {target}.part: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "make"),
+    [
+        pytest.param("ndjson", Path.mkdir, id="a-file-onto-a-folder"),
+        pytest.param("csv", Path.mkdir, id="a-table-onto-a-folder"),
+        pytest.param("parquet", Path.touch, id="a-folder-onto-a-file"),
+        pytest.param(
+            "parquet", lambda path: (path / "photos").mkdir(parents=True), id="a-folder-onto-one-of-something-else"
+        ),
+        pytest.param("parquet", lambda path: path.symlink_to(path.parent), id="a-folder-onto-a-link"),
+        pytest.param("parquet", lambda path: Path(f"{path}.replaced").touch(), id="no-room-to-put-the-old-one-aside"),
+    ],
+)
+def test_a_name_that_cannot_be_given_is_refused_before_anything_is_asked_for(
+    tmp_path: Path, form: str, make: Callable[[Path], object]
+) -> None:
+    target = tmp_path / "orders"
+    make(target)
+
+    code, said = _run("orders", "export", "--format", form, "-o", str(target), *_NO_API, folder=tmp_path)
+
+    assert code == 1
+    assert str(target) in said
+    assert "give a name" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_a_full_disk_behind_standard_output_has_failed(tmp_path: Path) -> None:
+    file = tmp_path / "orders.ndjson"
+    nothing = Manifest(format=FORMAT, orders=0, digest="0" * 64, finished_at=datetime.now(UTC), filters={}, next=None)
+    file.write_bytes(as_line(nothing))
+
+    proved = _run("verify", str(file), "--json", folder=tmp_path)
+    code, said = _run("verify", str(file), "--json", folder=tmp_path, output=Path("/dev/full"))
+
+    assert proved == (0, "")
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert "No space left on device" in said
