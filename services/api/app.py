@@ -117,6 +117,8 @@ def build_app(
         version="1",
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        # It would name the scheme and host that we know, not those of the proxy with TLS in front of us.
+        redirect_slashes=False,
         # Our own traces and metrics tell the same (`shared/tracing.py`, `middleware.py`); theirs look for a provider in
         # the environment at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -167,7 +169,8 @@ def build_app(
 def _document(app: FastAPI) -> None:
     """Let the application describe itself with our problems instead of the framework's."""
     generate = app.openapi
-    scopes = list(declared_scopes(route for subject in SUBJECTS for route in subject.router.routes))
+    routes = (route for subject in SUBJECTS for route in subject.router.routes)
+    scopes = list(declared_scopes(route for route in routes if getattr(route, "include_in_schema", True)))
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

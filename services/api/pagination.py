@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Generic, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
@@ -31,11 +31,12 @@ def cut(rows: Sequence[Row], limit: int, position: Callable[[Row], Position]) ->
 
 
 def links(request: Request, following: str | None) -> dict[str, str]:
-    """The `Link` header (RFC 8288) to the next page, if there is one."""
+    """The `Link` header (RFC 8288) to the next page, if there is one.
+
+    It is relative to the address that the client asked, of which we may know little: a proxy speaks TLS in front of us,
+    under another name, and may take a part of the path away.
+    """
     if following is None:
         return {}
-    base = request.base_url
     kept = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-    # Not `request.url`: it holds the path as decoded, in which a user's name may be anything.
-    address = f"{base.scheme}://{base.netloc}{quote(request.scope['path'])}?{urlencode([*kept, ('cursor', following)])}"
-    return {"Link": f'<{address}>; rel="next"'}
+    return {"Link": f'<?{urlencode([*kept, ("cursor", following)])}>; rel="next"'}
