@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES
 
 from services.api import problems
 from services.api.access import declared_scopes
@@ -33,7 +34,9 @@ from services.api.endpoints import (
     tokens,
     topics,
 )
+from services.api.export.forms import PARQUET
 from services.api.gate import Gate
+from services.api.heads import Heads
 from services.api.idempotency import HEADER, REPLAYED, Idempotency
 from services.api.keys import KeyStore
 from services.api.middleware import RequestFrame
@@ -50,6 +53,7 @@ from services.api.problems import (
     documented,
 )
 from services.api.settings import ApiSettings
+from services.api.streams import Streams
 from services.api.task_looks import TaskLooks
 from shared.health import Health
 
@@ -131,6 +135,10 @@ def build_app(
     app.state.topics = settings.topics
     app.state.health = state
     app.state.task_looks = TaskLooks()
+    app.state.exports = Streams("exports", settings.api_exports_per_key, settings.api_exports)
+    app.state.event_streams = Streams(
+        "streams of events", settings.api_event_streams_per_key, settings.api_event_streams
+    )
     everywhere: Any = documented(*_EVERYWHERE)
     # One by one, and what is asked for most first: the framework looks through routers in this order, and does all of
     # it twice for routers within routers.
@@ -145,7 +153,13 @@ def build_app(
     changes = ChangeRoutes(route for subject in SUBJECTS for route in subject.router.routes)
     # From the inside to the outside.
     app.add_middleware(Idempotency, changes=changes, storage=connections.get)
-    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=_COMPRESSION_LEVEL)
+    app.add_middleware(
+        GZipMiddleware,
+        minimum_size=1024,
+        compresslevel=_COMPRESSION_LEVEL,
+        # Parquet is compressed inside.
+        exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, PARQUET.media_type),
+    )
     app.add_middleware(Audit, changes=changes, pool=lambda: connections.get().pool)
     app.add_middleware(
         Gate,
@@ -153,12 +167,13 @@ def build_app(
         open_without_keys=settings.is_on_loopback,
         requests_per_minute=settings.api_requests_per_minute,
     )
+    app.add_middleware(Heads)
     app.add_middleware(RequestFrame, own_names_only=settings.is_on_loopback, welcome=settings.api_cors_origins)
     if settings.api_cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.api_cors_origins,
-            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
             allow_headers=_ASKED_HEADERS,
             expose_headers=_SHOWN_HEADERS,
         )

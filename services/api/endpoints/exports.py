@@ -1,19 +1,17 @@
 """Exports of orders (requirement C3): streamed, whatever their size, and gone on with where they broke off."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
 
 from services.api.access import READ, KnownCaller
 from services.api.context import Context, tokens_of
-from services.api.export.forms import FORMS, PARQUET, Form
+from services.api.export.forms import FORMS, PARQUET
 from services.api.export.selection import OrderExport
 from services.api.export.walk import Export
-from services.api.problems import InvalidCursorError, UnknownUserError, documented
+from services.api.problems import InvalidCursorError, TooManyStreamsError, UnknownUserError, documented
+from services.api.streams import Stream
 
 router = APIRouter(prefix="/api/v1/exports", tags=["orders"])
 
@@ -28,34 +26,18 @@ _CONTENT: dict[str, Any] = {
 }
 
 
-class _Download(StreamingResponse):
-    """A stream that is closed as soon as nobody reads it any more, and with it what it has asked of PostgreSQL."""
-
-    def __init__(self, pieces: AsyncGenerator[bytes, None], form: Form) -> None:
-        super().__init__(
-            pieces,
-            media_type=form.media_type,
-            headers={"Content-Disposition": f'attachment; filename="orders.{form.name}"'},
-        )
-        self._pieces = pieces
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._pieces):
-            await super().stream_response(send)
-
-
 @router.get(
     "/orders",
     dependencies=[READ],
     response_class=StreamingResponse,
     responses={
         200: {"description": "The orders; the last record is the manifest", "content": _CONTENT},
-        **documented(UnknownUserError, InvalidCursorError),
+        **documented(UnknownUserError, InvalidCursorError, TooManyStreamsError),
     },
 )
 async def export_orders(
-    asked: Annotated[OrderExport, Query()], context: Context, caller: KnownCaller
-) -> StreamingResponse:
+    asked: Annotated[OrderExport, Query()], request: Request, context: Context, caller: KnownCaller
+) -> Stream:
     """All orders that meet the filters, of one user, several, or all: see "Exports" in docs/api.md.
 
     An answer that broke off is gone on with by the last `cursor` that came, in front of whose order what there is has
@@ -64,4 +46,10 @@ async def export_orders(
     form = FORMS[asked.format]
     token_ids = await tokens_of(context, caller, asked.user_id)
     export = await Export.begin(context.pool, asked, form, token_ids)
-    return _Download(export.pieces(), form)
+    return Stream(
+        export.pieces(),
+        caller=caller,
+        streams=request.app.state.exports,
+        media_type=form.media_type,
+        headers={"Content-Disposition": f'attachment; filename="orders.{form.name}"'},
+    )
