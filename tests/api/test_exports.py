@@ -169,6 +169,7 @@ class TestCsv:
     @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\nx", "\uff1d1"])
     def test_no_cell_is_a_formula(self, text: str) -> None:
         assert harmless(text) == "'" + text
+        assert harmless(" \u00a0" + text) == "' \u00a0" + text
         assert harmless("a" + text) == "a" + text
 
     async def test_a_user_who_is_called_like_the_manifest_is_a_user(

@@ -204,17 +204,18 @@ async def get_order(
             "predecessor_order_ids": row["predecessor_order_ids"],
         }
     )
-    tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+    # Weak: compressed, the bytes are others.
+    tag = f'W/"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": _PRIVATE}
     if matches(if_none_match, tag):
-        return Response(status_code=304, headers=headers)
+        return Response(status_code=304, headers={**headers, "Vary": "Accept-Encoding"})
     return Response(body, media_type="application/json", headers=headers)
 
 
 def matches(if_none_match: str, tag: str) -> bool:
     """Whether the client has this version (RFC 9110, 13.1.2: compared weakly)."""
     known = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
-    return tag in known or "*" in known
+    return tag.removeprefix("W/") in known or "*" in known
 
 
 def _position(filters: OrderFilter, row: asyncpg.Record) -> Position:
