@@ -17,7 +17,7 @@ from services.api.cursor import Position
 from services.api.order_query import FIELDS, OrderFilter
 from services.api.pagination import NEXT, links
 from services.api.parameters import UserIdInPath
-from services.api.problems import InvalidCursorError, UnknownOrderError, UnknownUserError, documented
+from services.api.problems import UnknownOrderError, UnknownUserError, documented
 
 router = APIRouter(prefix="/api/v1/orders", tags=["orders"])
 
@@ -151,7 +151,7 @@ class Order(BaseModel):
     "/{user_id}",
     dependencies=[READ],
     response_class=Response,
-    responses={200: {"model": Orders}, **documented(UnknownUserError, InvalidCursorError)},
+    responses={200: {"model": Orders}, **documented(UnknownUserError)},
 )
 async def list_orders(user_id: UserIdInPath, request: Request, filters: Annotated[OrderFilter, Query()]) -> Response:
     """Orders of a user, page by page; `next` and the `Link` header lead to the following page.

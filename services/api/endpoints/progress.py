@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from services.api.access import READ, KnownCaller
 from services.api.context import Context
+from services.api.endpoints.tasks import EXAMPLE as TASK_EXAMPLE
 from services.api.endpoints.tasks import TaskWithRun, get_task
 from services.api.parameters import TaskId
 from services.api.problems import TooManyStreamsError, UnknownTaskError, documented
@@ -23,7 +24,6 @@ router = APIRouter(prefix="/api/v1/sync", tags=["synchronisation"])
 _HEARTBEAT_SECONDS = 15.0
 _HEARTBEAT = b": nothing new\n\n"
 _RETRY = b"retry: 2000\n\n"
-_EXAMPLE = 'id: 5f0c2b7e9d1a4c38\nevent: progress\ndata: {"task_id":"0b9d64a8-...","status":"running","run":{...}}\n\n'
 
 
 # The schema of each event, by the name that OpenAPI 3.2 gave it; earlier ones have none for a stream.
@@ -59,6 +59,9 @@ class State:
         """As it goes out; JSON has no line ends."""
         kind = b"end" if self.is_end else b"progress"
         return b"id: %s\nevent: %s\ndata: %s\n\n" % (self.id.encode(), kind, self.data)
+
+
+_EXAMPLE = State.of(TaskWithRun.model_validate(TASK_EXAMPLE | {"run": None})).event().decode()
 
 
 @router.get(

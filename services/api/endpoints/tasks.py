@@ -144,7 +144,7 @@ ManualSync = Annotated[
 ]
 
 
-_EXAMPLE: dict[str, JsonValue] = {
+EXAMPLE: dict[str, JsonValue] = {
     "task_id": "0b9d64a8-3c5e-4c2e-9f53-6f4f9e0d2a11",
     "user_id": "my-shop",
     "token_id": 42,
@@ -162,7 +162,7 @@ _EXAMPLE: dict[str, JsonValue] = {
 
 
 class Task(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
 
     task_id: UUID
     user_id: str
@@ -180,13 +180,13 @@ class Task(BaseModel):
 
 
 class TaskWithRun(Task):
-    model_config = ConfigDict(json_schema_extra={"example": {**_EXAMPLE, "run": None}})
+    model_config = ConfigDict(json_schema_extra={"example": {**EXAMPLE, "run": None}})
 
     run: Run | None = Field(description="how far it is; null while it waits")
 
 
 class StartedTask(Task):
-    model_config = ConfigDict(json_schema_extra={"example": {**_EXAMPLE, "joined": False}})
+    model_config = ConfigDict(json_schema_extra={"example": {**EXAMPLE, "joined": False}})
 
     joined: bool = Field(description="it was going on or waiting already, and does what was asked for")
 
