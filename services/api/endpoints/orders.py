@@ -162,7 +162,7 @@ async def list_orders(user_id: UserIdInPath, request: Request, filters: Annotate
     user = await user_of(user_id, context, caller_of(request))
     rows: list[asyncpg.Record] = []
     for query in filters.queries(user.token_id):
-        rows += await context.pool.fetch(query.statement, *query.arguments, filters.limit + 1 - len(rows))
+        rows += await query.fetch(context.pool, filters.limit + 1 - len(rows))
         if len(rows) > filters.limit:
             break
     following: str | None = None
