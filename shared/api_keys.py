@@ -18,6 +18,9 @@ import asyncpg
 from shared.encryption import Secret
 from shared.errors import OrdersBackupError
 
+ANONYMOUS = "anonymous"
+"""Who calls without a key, while there is none; in the audit log this name must mean nobody else."""
+
 _FORM = re.compile(r"aob_([0-9a-f]{12})_[0-9A-Za-z_-]{43}")
 
 # language=sql
@@ -107,6 +110,8 @@ async def create_key(
     expires_at: datetime | None = None,
 ) -> Secret:
     """Make a key and store its hash; the key itself is to be shown once. Raises ApiKeyNameTakenError."""
+    if name.strip().casefold() == ANONYMOUS:
+        raise ApiKeyNameTakenError(f"{name!r} stands for calls without a key; take another name")
     public_id = secrets.token_hex(6)
     key = f"aob_{public_id}_{secrets.token_urlsafe(32)}"
     users = None if user_ids is None else sorted(set(user_ids))

@@ -6,7 +6,7 @@
   key does not open does not exist for it (404), so that nothing is learnt by asking.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,8 +17,6 @@ from services.api.parameters import refuse_unknown_query
 from services.api.problems import NotAllowedError, UserNotAllowedError
 from shared.api_keys import AccessScope
 
-ANONYMOUS = "anonymous"
-
 
 @dataclass
 class Caller:
@@ -27,6 +25,8 @@ class Caller:
     name: str
     scope: AccessScope
     users: list[str] | None
+    check_again: Callable[[], Awaitable[None]]
+    """For answers that go on for long: raises UnauthenticatedError when the caller may no longer."""
     subject: str | None = None
     """The user whose data the call turned out to be about: for the audit."""
 

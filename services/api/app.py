@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES
 
 from services.api import problems
 from services.api.access import declared_scopes
@@ -33,24 +34,16 @@ from services.api.endpoints import (
     tokens,
     topics,
 )
+from services.api.export.forms import PARQUET
 from services.api.gate import Gate
+from services.api.heads import Heads
 from services.api.idempotency import HEADER, REPLAYED, Idempotency
 from services.api.keys import KeyStore
 from services.api.middleware import RequestFrame
-from services.api.problems import (
-    AddressTooLongError,
-    BadRequestError,
-    DatabaseUnavailableError,
-    InternalError,
-    InvalidInputError,
-    NotAllowedError,
-    TooManyRequestsError,
-    UnauthenticatedError,
-    UnavailableError,
-    documented,
-)
+from services.api.problems import InvalidInputError, documented
 from services.api.settings import ApiSettings
 from services.api.short_way import ShortWay
+from services.api.streams import Streams
 from services.api.task_looks import TaskLooks
 from shared.health import Health
 
@@ -63,17 +56,6 @@ _ASKED_HEADERS = ("Authorization", "Content-Type", HEADER, "If-None-Match", "Las
 _SHOWN_HEADERS = (
     *("Content-Disposition", "ETag", REPLAYED, "Link", "RateLimit", "RateLimit-Policy", "Retry-After"),
     *("WWW-Authenticate", "X-Request-ID"),
-)
-_EVERYWHERE = (
-    BadRequestError,
-    UnauthenticatedError,
-    NotAllowedError,
-    AddressTooLongError,
-    InvalidInputError,
-    TooManyRequestsError,
-    InternalError,
-    DatabaseUnavailableError,
-    UnavailableError,
 )
 SUBJECTS = (
     orders,
@@ -118,6 +100,8 @@ def build_app(
         version="1",
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        # It would name the scheme and host that we know, not those of the proxy with TLS in front of us.
+        redirect_slashes=False,
         # Our own traces and metrics tell the same (`shared/tracing.py`, `middleware.py`); theirs look for a provider in
         # the environment at every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -130,7 +114,12 @@ def build_app(
     app.state.topics = settings.topics
     app.state.health = state
     app.state.task_looks = TaskLooks()
-    everywhere: Any = documented(*_EVERYWHERE)
+    app.state.exports = Streams("exports", settings.api_exports_per_key, settings.api_exports)
+    app.state.event_streams = Streams(
+        "streams of events", settings.api_event_streams_per_key, settings.api_event_streams
+    )
+    # In place of the framework's own; all else is added by `documentation.py`.
+    everywhere: Any = documented(InvalidInputError)
     # One by one, and what is asked for most first: the framework looks through routers in this order, and does all of
     # it twice for routers within routers.
     for subject in SUBJECTS:
@@ -145,7 +134,13 @@ def build_app(
     # From the inside to the outside.
     app.add_middleware(ShortWay, routes=orders.router.routes)
     app.add_middleware(Idempotency, changes=changes, storage=connections.get)
-    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=_COMPRESSION_LEVEL)
+    app.add_middleware(
+        GZipMiddleware,
+        minimum_size=1024,
+        compresslevel=_COMPRESSION_LEVEL,
+        # Parquet is compressed inside.
+        exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, PARQUET.media_type),
+    )
     app.add_middleware(Audit, changes=changes, pool=lambda: connections.get().pool)
     app.add_middleware(
         Gate,
@@ -153,12 +148,13 @@ def build_app(
         open_without_keys=settings.is_on_loopback,
         requests_per_minute=settings.api_requests_per_minute,
     )
+    app.add_middleware(Heads)
     app.add_middleware(RequestFrame, own_names_only=settings.is_on_loopback, welcome=settings.api_cors_origins)
     if settings.api_cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.api_cors_origins,
-            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
             allow_headers=_ASKED_HEADERS,
             expose_headers=_SHOWN_HEADERS,
         )
@@ -169,7 +165,8 @@ def build_app(
 def _document(app: FastAPI) -> None:
     """Let the application describe itself with our problems instead of the framework's."""
     generate = app.openapi
-    scopes = list(declared_scopes(route for subject in SUBJECTS for route in subject.router.routes))
+    routes = (route for subject in SUBJECTS for route in subject.router.routes)
+    scopes = list(declared_scopes(route for route in routes if getattr(route, "include_in_schema", True)))
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

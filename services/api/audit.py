@@ -29,7 +29,10 @@ _END = "UPDATE audit_log SET status = $2, user_id = $3 WHERE id = $1"
 
 
 class Audit:
-    """Notes every call that may change something, also the refused ones, as soon as it is known who calls."""
+    """Notes every call that may change something, also the refused ones, as soon as it is known who calls.
+
+    Not those beyond a key's rate (`gate.py`): whoever calls too often must not make us write as often.
+    """
 
     def __init__(self, app: App, *, changes: ChangeRoutes, pool: Callable[[], asyncpg.Pool]) -> None:
         self._app = app

@@ -13,6 +13,14 @@ from services.api.problems import ForeignHostError, ForeignOriginError
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
+# What proxies add (RFC 7239, RFC 9110 7.6.3, and the custom). One that adds nothing cannot be told from a program here.
+_OF_PROXIES = (b"forwarded", b"via", b"x-real-ip")
+
+
+def came_through_a_proxy(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a proxy says so, by any header: who reaches us then is anybody who reaches the proxy."""
+    return any(name in _OF_PROXIES or name.startswith(b"x-forwarded") for name in headers)
+
 
 def refuse_foreign_pages(
     method: str, headers: Mapping[bytes, bytes], *, own_names_only: bool, welcome: Collection[str] = ()

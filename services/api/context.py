@@ -112,7 +112,13 @@ class Connections:
             allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
         except asyncpg.UndefinedTableError as error:
             raise ConfigurationError("DATABASE_URL: there are no tables yet: run `orders-backup setup`") from error
-        if not settings.is_on_loopback and not await KeyStore(lambda: pool).has_usable():
+        keys = KeyStore(lambda: pool)
+        if settings.is_on_loopback and await keys.is_empty():
+            logger.warning(
+                "there is no API key: whoever reaches this port may do everything",
+                extra={"make_one": "orders-backup api-keys create NAME --scope admin"},
+            )
+        if not settings.is_on_loopback and not await keys.has_usable():
             raise ConfigurationError(
                 f"API_HTTP_HOST: {settings.api_http_host} is reached by others, and there is no API key: make one with"
                 " `orders-backup keys create NAME --scope admin`"

@@ -37,7 +37,6 @@ _BEYOND_THE_LIST: Mapping[str, Any] = {
         "headers": [{"name": "schema", "value": "MQ=="}],
     },
 }
-_METRICS = "# HELP orders_backup_api_requests_total Answered requests.\n"
 _STANDS_STILL = {"wrong": {"consume": "no progress for 187 s"}}
 
 
@@ -91,8 +90,6 @@ def _complete(content: dict[str, Any], schemas: Mapping[str, Any]) -> None:
         case {"oneOf": alternatives}:
             names = [alternative["$ref"].removeprefix(_SCHEMAS) for alternative in alternatives]
             content["examples"] = {name: {"value": schemas[name]["example"]} for name in names}
-        case {"type": "string"}:
-            content["example"] = _METRICS
 
 
 def _example(name: str, schemas: Mapping[str, Any]) -> Any:

@@ -4,16 +4,18 @@ Plain ASGI inside of the frame (`middleware.py`), which answers the problems rai
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from services.api.access import ANONYMOUS, Caller
+from services.api.access import Caller
+from services.api.browsers import came_through_a_proxy
 from services.api.keys import KeyStore
 from services.api.middleware import HEADERS, App, Receive, Scope, Send
 from services.api.problems import TooManyRequestsError, UnauthenticatedError
 from services.api.rates import Rates
-from shared.api_keys import AccessScope, ApiKey
+from shared.api_keys import ANONYMOUS, AccessScope, ApiKey
 
 _GUARDED = "/api/"
 _SCHEME = "bearer"
@@ -22,8 +24,9 @@ _SCHEME = "bearer"
 class Gate:
     """Finds out who calls, and whether this key calls too often.
 
-    `open_without_keys`: as long as no key was ever made, whoever reaches us may do everything, as often as they
-    like. For loopback only. `requests_per_minute`: of a key without a rate of its own; each process counts for itself.
+    `open_without_keys`: as long as no key was ever made, whoever reaches us may do everything, as often as they like,
+    unless a proxy says that it hands on what others ask. For loopback only. `requests_per_minute`: of a key without a
+    rate of its own; each process counts for itself.
     """
 
     def __init__(
@@ -45,19 +48,30 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_GUARDED):
             state: dict[str, Any] = scope.setdefault("state", {})
-            key = await self._identify(dict(scope["headers"]).get(b"authorization"))
+            headers = dict(scope["headers"])
+            key = await self._identify(headers)
+            check_again = partial(self._identify_again, headers)
             if key is None:
-                state["caller"] = Caller(ANONYMOUS, AccessScope.ADMIN, None)
+                state["caller"] = Caller(ANONYMOUS, AccessScope.ADMIN, None, check_again)
             else:
                 users = None if key.user_ids is None else sorted(key.user_ids)
-                state["caller"] = Caller(key.name, key.scope, users)
+                state["caller"] = Caller(key.name, key.scope, users, check_again)
                 self._count(key, state[HEADERS])
         await self._app(scope, receive, send)
 
-    async def _identify(self, header: bytes | None) -> ApiKey | None:
+    async def _identify_again(self, headers: Mapping[bytes, bytes]) -> None:
+        await self._identify(headers)
+
+    async def _identify(self, headers: Mapping[bytes, bytes]) -> ApiKey | None:
         """The key; None: none is needed. Raises UnauthenticatedError; never tells in what way a key is wrong."""
+        header = headers.get(b"authorization")
         if header is None:
             if self._open_without_keys and await self._keys.is_empty():
+                if came_through_a_proxy(headers):
+                    raise UnauthenticatedError(
+                        "The request came through a proxy, and there is no key yet: make one with"
+                        " `orders-backup api-keys create NAME --scope admin`."
+                    )
                 return None
             raise UnauthenticatedError("Send a key of this API: `Authorization: Bearer aob_...`.")
         scheme, _, presented = header.decode("latin-1").partition(" ")

@@ -5,6 +5,7 @@ and answered again; what was refused or failed is not stored, and may be tried a
 hold a device code, so they are stored encrypted.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -40,6 +41,8 @@ _FORM = re.compile(r"[\x21-\x7e]{1,255}")
 _LIFE = timedelta(days=1)
 # Twice the deadline of a request: whoever has not answered by then never will.
 _GIVEN_UP = timedelta(seconds=120)
+# Somebody waits for the answer that says that it failed.
+_RELEASE_SECONDS = 5.0
 _KEPT_HEADERS = frozenset({b"content-type", b"location", b"link"})
 
 # A row that is too old, or whose request died, is taken over; `created_at` tells the requests under one key apart.
@@ -142,7 +145,7 @@ class _Request:
     async def release(self, claimed_at: datetime) -> None:
         """Nothing was started; a row that cannot be removed now is given up by itself."""
         try:
-            await self.storage.pool.execute(_RELEASE, self.caller, self.key, claimed_at)
+            await self.storage.pool.execute(_RELEASE, self.caller, self.key, claimed_at, timeout=_RELEASE_SECONDS)
         except TRANSIENT_DATABASE_ERRORS as error:
             logger.warning("idempotency key not released", extra={"error": repr(error)})
 
@@ -179,7 +182,8 @@ class Idempotency:
         collected = _Collected()
         try:
             await self._app(scope, _repeated(body, receive), collected.take)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            # Cancelled: by the deadline of the frame. What had been started by then is safe to start again.
             await request.release(claimed)
             raise
         if 200 <= collected.status < 300:

@@ -68,6 +68,12 @@ SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 
+BROKEN = Counter(
+    "orders_backup_api_broken_answers_total",
+    "Answers that broke off after their start, whatever their status: many are exports that clients had to go on with.",
+    ["method", "route"],
+)
+
 
 class RequestFrame:
     """Wraps the application. No error leaves it, whatever it is: this is the one edge where errors become answers."""
@@ -94,7 +100,7 @@ class RequestFrame:
             try:
                 await self._answer(scope, receive, answer, headers)
             finally:
-                _measure(scope, answer.status, time.perf_counter() - started)
+                _measure(scope, answer, time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer", headers: dict[bytes, bytes]) -> None:
         try:
@@ -107,7 +113,9 @@ class RequestFrame:
             if isinstance(error, TimeoutError) and deadline.expired():
                 problem = UnavailableError(f"No answer within {_DEADLINE_SECONDS:g} s; try again.")
             _log(problem, error)
-            if not answer.started:
+            if answer.started:
+                answer.broke_off = True
+            else:
                 await problem.response()(scope, receive, answer.send)
 
 
@@ -120,6 +128,7 @@ class _Answer:
         self._more = more
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.started = False
+        self.broke_off = False
 
     def sending_before(self, deadline: asyncio.Timeout) -> Send:
         """A long answer may take as long as it comes on: each piece that the client takes moves the deadline."""
@@ -197,13 +206,18 @@ def _method(scope: Scope) -> str:
     return method if method in _METHODS else "other"
 
 
-def _measure(scope: Scope, status: int, seconds: float) -> None:
-    method = _method(scope)
+def _measure(scope: Scope, answer: _Answer, seconds: float) -> None:
+    method, status = _method(scope), answer.status
     # The path of the route as its own module declares it: routers are included without a prefix.
     route = getattr(scope.get("route"), "path", "unmatched")
     _requests(method, route, status).inc()
     _seconds(method, route).observe(seconds)
     failed = str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
+    outcome: dict[str, object] = {"status": status}
+    if answer.broke_off:
+        # The status went out before.
+        BROKEN.labels(method, route).inc()
+        failed, outcome["broke_off"] = "broke off", True
     told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
     tell(told, name=f"{method} {route}", failed=failed)
     caller = scope["state"].get("caller")
@@ -213,7 +227,7 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
         "caller": getattr(caller, "name", None),
         "user_id": getattr(caller, "subject", None),
     }
-    logger.info("request", extra={**asked, "status": status, "ms": round(seconds * 1000, 2)})
+    logger.info("request", extra={**asked, **outcome, "ms": round(seconds * 1000, 2)})
 
 
 # Prometheus' client looks for a child under a lock, by names that it makes of the labels at every call. There are as

@@ -218,6 +218,10 @@ class TooManyRequestsError(Problem):
     status, slug, title = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "The key's allowance is used up"
 
 
+class TooManyStreamsError(Problem):
+    status, slug, title = HTTPStatus.TOO_MANY_REQUESTS, "too-many-streams", "Too many long answers at a time"
+
+
 class AllegroUnavailableError(Problem):
     status, slug, title = HTTPStatus.BAD_GATEWAY, "allegro-unavailable", "Allegro did not answer as it should"
 
@@ -345,7 +349,8 @@ def _allowed(request: Request) -> str:
     """Every method of the address (RFC 9110, 10.2.1); the framework names those of the first endpoint alone."""
     endpoints: Iterable[APIRoute] = request.app.state.endpoints
     found = (route.methods or () for route in endpoints if route.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted({method for methods in found for method in methods}))
+    allowed = {method for methods in found for method in methods}
+    return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
 
 
 def install(app: FastAPI, endpoints: Sequence[APIRoute]) -> None:

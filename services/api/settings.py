@@ -27,6 +27,10 @@ class ApiSettings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSe
     api_requests_per_minute: int = Field(
         default=12_000, ge=1, le=10_000_000, description="of one key at one process; a key may have a rate of its own"
     )
+    api_exports: int = Field(default=8, ge=1, le=1000, description="at a time, at one process")
+    api_exports_per_key: int = Field(default=4, ge=1, le=1000, description="of them, of one key")
+    api_event_streams: int = Field(default=1000, ge=1, le=100_000, description="open at a time, at one process")
+    api_event_streams_per_key: int = Field(default=100, ge=1, le=100_000, description="of them, of one key")
     api_cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="scheme://host[:port],...: sites whose pages may call the API; empty: none"
     )

@@ -35,7 +35,7 @@ async def test_the_next_page_of_any_users_list_is_found(api: httpx.AsyncClient, 
     )
 
     first = await api.get(f"/api/v1/orders/{quote(name, safe='')}", params={"limit": 2, "fields": "order_id,status"})
-    second = await api.get(first.links["next"]["url"])
+    second = await api.get(first.url.join(first.links["next"]["url"]))
 
     assert (first.status_code, second.status_code) == (200, 200), (first.text, second.text)
     rows = [*first.json()["items"], *second.json()["items"]]

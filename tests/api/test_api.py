@@ -232,7 +232,7 @@ class TestOrders:
         while url:
             answer = await api.get(url)
             seen += [order["order_id"] for order in answer.json()["items"]]
-            url = answer.links["next"]["url"] if "next" in answer.links else ""
+            url = str(answer.url.join(answer.links["next"]["url"])) if "next" in answer.links else ""
 
         assert sorted(seen) == sorted(f"o-{number}" for number in range(20))
 

@@ -14,10 +14,13 @@ import msgspec
 import pytest
 from pyarrow import parquet as pq
 
+from services.api import middleware
+from services.api.export import walk
 from services.api.export.forms import NDJSON, _Line, harmless
 from services.api.export.selection import OrderExport
 from services.api.export.walk import Export
 from services.api.problems import InvalidCursorError
+from services.api.settings import ApiSettings
 from services.writer.batch import collect
 from services.writer.store import Store
 from services.writer.unstorable import Storable
@@ -26,6 +29,7 @@ from shared.export.parquet import prove_parquet
 from shared.export.proof import joined
 from shared.export.reading import DamagedExportError, Proof, last_cursor, prove
 from shared.messages import RawJson
+from tests.api.test_frame import serving
 from tests.builders import AN_ORDER, a_token, an_observation, consumed
 
 pytestmark = pytest.mark.integration
@@ -185,6 +189,7 @@ class TestCsv:
     @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\nx", "\uff1d1"])
     def test_no_cell_is_a_formula(self, text: str) -> None:
         assert harmless(text) == "'" + text
+        assert harmless(" \u00a0" + text) == "' \u00a0" + text
         assert harmless("a" + text) == "a" + text
 
     async def test_a_user_who_is_called_like_the_manifest_is_a_user(
@@ -382,3 +387,70 @@ class TestWhatIsInIt:
 
         assert (order["user_id"], order["order_id"], order["total_amount"]) == ("shop-1", AN_ORDER, "85.97")
         assert order["observed_at"] == "2026-10-10T12:00:00Z"
+
+
+# Every row takes its time, as one that has to come from a slow disk.
+_SLOW = """
+ALTER TABLE orders RENAME TO stored_orders;
+CREATE FUNCTION is_read() RETURNS boolean LANGUAGE plpgsql VOLATILE COST 0.0001 AS
+$$ BEGIN PERFORM pg_sleep(0.002); RETURN true; END $$;
+CREATE VIEW orders AS SELECT * FROM stored_orders WHERE is_read();
+"""
+
+_LIMITED = """
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 400', current_database()); END $$
+"""
+
+
+class TestSparse:
+    """Few orders among many meet the filters."""
+
+    @pytest.mark.parametrize("parameters", [{}, {"user_id": "shop-1"}], ids=["of-all", "of-one"])
+    @pytest.mark.parametrize("form", RECORDS)
+    async def test_no_statement_takes_longer_because_there_are_more_orders(
+        self,
+        settings: ApiSettings,
+        pool: asyncpg.Pool,
+        orders: None,
+        monkeypatch: pytest.MonkeyPatch,
+        parameters: dict[str, str],
+        form: str,
+    ) -> None:
+        monkeypatch.setattr(walk, "_LOOKED_AT", 50)
+        monkeypatch.setattr(middleware, "_DEADLINE_SECONDS", 0.5)
+        await pool.execute("UPDATE orders SET status = 'RARE' WHERE allegro_order_id IN ('order-2', 'order-448')")
+        await pool.execute(_SLOW)
+        # To read all of them takes a second and more.
+        await pool.execute(_LIMITED)
+
+        async with serving(settings) as client:
+            answer = await client.get(PATH, params={"format": form, "status": "RARE", **parameters})
+
+        assert order_ids(answer.content, form) == ["order-2", "order-448"]
+        assert prove(io.BytesIO(answer.content)).is_complete
+
+    @pytest.mark.parametrize("users", [None, [1, 2]], ids=["in-one-walk", "seller-by-seller"])
+    @pytest.mark.parametrize("looked_at", [1, 7, COUNT // 2, COUNT, 1000])
+    async def test_every_order_is_met_once_however_far_a_statement_looks(
+        self,
+        pool: asyncpg.Pool,
+        orders: None,
+        monkeypatch: pytest.MonkeyPatch,
+        users: list[int] | None,
+        looked_at: int,
+    ) -> None:
+        monkeypatch.setattr(walk, "_LOOKED_AT", looked_at)
+        asked = OrderExport(status="CANCELLED")
+        whole = b"".join([piece async for piece in (await Export.begin(pool, asked, NDJSON, users)).pieces()])
+
+        ids: list[str] = []
+        cursor: str | None = None
+        while cursor is not None or not ids:
+            part = await Export.begin(pool, OrderExport(status="CANCELLED", limit=4, cursor=cursor), NDJSON, users)
+            body = b"".join([piece async for piece in part.pieces()])
+            ids += order_ids(body, "ndjson")
+            cursor = prove(io.BytesIO(body)).manifest.next
+
+        assert sorted(ids) == sorted(f"order-{n}" for n in range(10, COUNT + 1, 10))
+        assert order_ids(whole, "ndjson") == ids
+        assert prove(io.BytesIO(whole)).is_complete

@@ -157,6 +157,39 @@ class TestStart:
             answer = await client.get("/api/v1/tokens/", headers={"Host": "api.example.com"})
         assert answer.status_code == 401
 
+    @pytest.mark.parametrize(
+        "header", ["Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-Forwarded-Host", "Via", "X-Real-IP"]
+    )
+    async def test_what_comes_through_a_proxy_needs_a_key_also_while_there_is_none(
+        self, settings: ApiSettings, pool: asyncpg.Pool, header: str
+    ) -> None:
+        async with serving(settings) as client:
+            direct = await client.get("/api/v1/tokens/")
+            through = await client.get("/api/v1/tokens/", headers={header: "for=203.0.113.7"})
+            probe = await client.get("/livez", headers={header: "for=203.0.113.7"})
+            key = await create_key(pool, "ops", AccessScope.READ)
+            sent = {header: "for=203.0.113.7", "Authorization": f"Bearer {key.reveal()}"}
+            with_key = await client.get("/api/v1/tokens/", headers=sent)
+
+        assert (direct.status_code, through.status_code, probe.status_code) == (200, 401, 200)
+        assert "api-keys create" in through.json()["detail"]
+        assert with_key.status_code == 200
+
+    async def test_a_start_without_keys_is_warned_of(
+        self, settings: ApiSettings, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def warned() -> int:
+            return sum("there is no API key" in record.message for record in caplog.records)
+
+        async with serving(settings):
+            pass
+        first = warned()
+        await create_key(pool, "ops", AccessScope.READ)
+        async with serving(settings):
+            pass
+
+        assert (first, warned()) == (1, 1)
+
 
 class TestBrowsers:
     @pytest.mark.parametrize("host", [HOST, b"localhost:8000", b"[::1]:8000", b"LOCALHOST", b""])
@@ -280,9 +313,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("method", "path", "allowed"),
         [
-            ("PATCH", "/api/v1/tokens/", "GET, POST"),
-            ("POST", "/api/v1/tokens/1", "DELETE, GET, PUT"),
-            ("POST", "/health", "GET"),
+            ("PATCH", "/api/v1/tokens/", "GET, HEAD, POST"),
+            ("POST", "/api/v1/tokens/1", "DELETE, GET, HEAD, PUT"),
+            ("POST", "/health", "GET, HEAD"),
             ("GET", "/api/v1/sync/activate", "POST"),
         ],
     )

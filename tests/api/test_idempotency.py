@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.api import middleware
 from services.api.idempotency import Answer
 from shared.api_keys import AccessScope
 from tests.api.conftest import Allegro
@@ -100,6 +101,24 @@ class TestAgain:
         mended = await api.post(INITIALIZE, json={"user_id": MINE}, headers=KEY)
 
         assert [failed.status_code, invalid.status_code, mended.status_code] == [502, 422, 201]
+
+    async def test_a_request_that_its_deadline_ended_may_be_tried_again(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await pool.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN PERFORM pg_sleep(30); RETURN NEW; END $$;"
+            " CREATE TRIGGER slow BEFORE INSERT ON device_authorizations FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+        monkeypatch.setattr(middleware, "_DEADLINE_SECONDS", 1.0)
+        late = await api.post(INITIALIZE, json={"user_id": MINE}, headers=KEY)
+        await pool.execute("DROP TRIGGER slow ON device_authorizations")
+        monkeypatch.setattr(middleware, "_DEADLINE_SECONDS", 60.0)
+
+        again = await api.post(INITIALIZE, json={"user_id": MINE}, headers=KEY)
+
+        assert (late.status_code, kind(late)) == (503, "unavailable")
+        assert again.status_code == 201, again.text
 
     async def test_the_keys_of_two_callers_have_nothing_to_do_with_each_other(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool

@@ -13,6 +13,7 @@ from services.api import keys as keys_module
 from services.api.keys import KeyStore
 from shared.api_keys import (
     AccessScope,
+    ApiKey,
     ApiKeyNameTakenError,
     UnknownApiKeyError,
     all_keys,
@@ -106,6 +107,34 @@ class TestKeys:
             await create_key(pool, "one", AccessScope.READ)
         with pytest.raises(UnknownApiKeyError):
             await revoke_key(pool, "one")
+
+    @pytest.mark.parametrize("name", ["anonymous", "Anonymous", " anonymous "])
+    async def test_no_key_is_called_like_those_without_a_key(self, pool: asyncpg.Pool, name: str) -> None:
+        with pytest.raises(ApiKeyNameTakenError, match="without a key"):
+            await create_key(pool, name, AccessScope.READ)
+
+        assert await all_keys(pool) == []
+
+    async def test_unknown_keys_share_a_look_and_a_new_one_is_soon_known(
+        self, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks = 0
+
+        async def counted(connection: asyncpg.Pool) -> list[ApiKey]:
+            nonlocal looks
+            looks += 1
+            return await all_keys(connection)
+
+        monkeypatch.setattr(keys_module, "all_keys", counted)
+        store = KeyStore(lambda: pool)
+        await store.is_empty()
+        new = (await create_key(pool, "new", AccessScope.READ)).reveal()
+        invented = [f"aob_{number:012x}_{'x' * 43}" for number in range(200)]
+
+        found = await asyncio.gather(*(store.find(key) for key in [*invented, new]))
+
+        assert [key.name for key in found if key is not None] == ["new"]
+        assert looks == 2
 
 
 class TestForm:

@@ -93,7 +93,9 @@ async def test_an_unchanged_order_is_not_sent_again(api: httpx.AsyncClient, pool
     await store(pool, an_event(100))
     changed = await api.get(path, headers={"If-None-Match": tag})
 
+    assert tag.startswith('W/"'), "compressed, the bytes are others"
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", tag)
+    assert same.headers["vary"] == "Accept-Encoding"
     assert (changed.status_code, changed.headers["etag"] != tag) == (200, True)
 
 

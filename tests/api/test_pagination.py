@@ -1,6 +1,7 @@
 """Paging: a cursor is what it was, and whoever follows it meets every row once, whatever is inserted meanwhile."""
 
 from datetime import UTC, datetime
+from urllib.parse import urljoin
 from uuid import UUID
 
 import asyncpg
@@ -13,6 +14,7 @@ from services.api.cursor import Position
 from services.api.order_query import OrderFilter
 from services.api.problems import InvalidCursorError
 from tests.builders import a_token, after
+from tests.canary import a_secret
 
 MOMENTS = st.none() | st.datetimes(timezones=st.just(UTC))
 POSITIONS = st.builds(
@@ -126,3 +128,36 @@ async def test_a_cursor_of_another_order_is_refused(api: httpx.AsyncClient, pool
     answer = await api.get(f"/api/v1/orders/shop-1?limit=1&sort=-bought_at&cursor={cursor}")
 
     assert (answer.status_code, answer.json()["type"]) == (400, "urn:problem-type:orders-backup:invalid-cursor")
+
+
+@pytest.mark.integration
+async def test_the_link_leads_on_behind_any_proxy(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    token_id = await a_token(pool, user_id="my shop&co")
+    for number in range(3):
+        await insert(pool, token_id, f"o-{number}", after(number))
+    path = "/api/v1/orders/my%20shop%26co"
+    asked = f"{path}?limit=2&status=BOUGHT&sort=bought_at"
+
+    first = await api.get(asked, headers={"Host": "127.0.0.1:1", "X-Forwarded-Proto": "https"})
+
+    # As a client behind a proxy with TLS and a prefix of its own would resolve it.
+    link = first.links["next"]["url"]
+    outside = urljoin(f"https://api.example.com/backup{asked}", link)
+    assert outside.startswith(f"https://api.example.com/backup{path}?limit=2&status=BOUGHT&sort=bought_at&cursor=")
+    second = await api.get(outside.removeprefix("https://api.example.com/backup"))
+    assert [order["order_id"] for order in second.json()["items"]] == ["o-2"]
+
+
+@pytest.mark.integration
+async def test_nobody_is_sent_to_an_address_that_we_only_guess(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    await a_token(pool)
+    pair = {"user_id": "shop-1", "access_token": a_secret("a"), "refresh_token": a_secret("r"), "expires_in": 60}
+
+    listed = [(await api.get(f"/api/v1/tokens{end}", follow_redirects=False)).status_code for end in ("", "/")]
+    registered = [
+        (await api.post(f"/api/v1/tokens{end}", json=pair, follow_redirects=False)).status_code for end in ("", "/")
+    ]
+    other = await api.get("/api/v1/statistics/", follow_redirects=False)
+
+    assert (listed, registered) == ([200, 200], [201, 201])
+    assert other.status_code == 404

@@ -8,6 +8,7 @@ import asyncpg
 import httpx
 import pytest
 
+from services.api.endpoints import statistics
 from tests.builders import NOON, a_run, a_token
 
 pytestmark = pytest.mark.integration
@@ -121,3 +122,24 @@ async def test_bad_questions_are_refused(api: httpx.AsyncClient, path: str, stat
     answer = await api.get(f"/api/v1/statistics{path}")
 
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+async def test_a_zone_that_postgresql_does_not_know_is_the_clients_mistake(
+    api: httpx.AsyncClient, orders: list[asyncpg.Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_ZONES", frozenset({"Mars/Olympus"}))
+
+    answer = await api.get("/api/v1/statistics", params={"timezone": "Mars/Olympus"})
+
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "timezone")
+
+
+async def test_zones_are_not_looked_for_at_every_request(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow() -> set[str]:
+        raise AssertionError("reads hundreds of files while everybody waits")
+
+    monkeypatch.setattr(statistics, "available_timezones", slow)
+
+    assert (await api.get("/api/v1/statistics", params={"timezone": "Europe/Warsaw"})).status_code == 200

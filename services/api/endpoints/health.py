@@ -95,8 +95,16 @@ async def readyz(request: Request, response: Response) -> Probe:
     return _probe(response, await _health(request).readiness())
 
 
+_METRICS = """# HELP orders_backup_api_requests_total Answered requests.
+# TYPE orders_backup_api_requests_total counter
+orders_backup_api_requests_total{method="GET",route="/api/v1/tokens/",status="200"} 71.0
+"""
+
+
 @router.get(
-    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS}}}},
 )
 async def metrics(request: Request) -> Response:
     """Metrics of this process, for Prometheus."""

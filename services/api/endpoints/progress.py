@@ -3,19 +3,19 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
 
 from services.api.access import READ, KnownCaller
 from services.api.context import Context
+from services.api.endpoints.tasks import EXAMPLE as TASK_EXAMPLE
 from services.api.endpoints.tasks import TaskWithRun, get_task
 from services.api.parameters import TaskId
-from services.api.problems import UnknownTaskError, documented
+from services.api.problems import TooManyStreamsError, UnknownTaskError, documented
+from services.api.streams import Stream
 from services.api.task_looks import LOOK_SECONDS, TaskLooks
 
 router = APIRouter(prefix="/api/v1/sync", tags=["synchronisation"])
@@ -24,7 +24,6 @@ router = APIRouter(prefix="/api/v1/sync", tags=["synchronisation"])
 _HEARTBEAT_SECONDS = 15.0
 _HEARTBEAT = b": nothing new\n\n"
 _RETRY = b"retry: 2000\n\n"
-_EXAMPLE = 'id: 5f0c2b7e9d1a4c38\nevent: progress\ndata: {"task_id":"0b9d64a8-...","status":"running","run":{...}}\n\n'
 
 
 # The schema of each event, by the name that OpenAPI 3.2 gave it; earlier ones have none for a stream.
@@ -62,17 +61,7 @@ class State:
         return b"id: %s\nevent: %s\ndata: %s\n\n" % (self.id.encode(), kind, self.data)
 
 
-class _Events(StreamingResponse):
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        # Not to be held back by nginx.
-        super().__init__(events, headers={"X-Accel-Buffering": "no"})
-        self._events = events
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._events):
-            await super().stream_response(send)
+_EXAMPLE = State.of(TaskWithRun.model_validate(TASK_EXAMPLE | {"run": None})).event().decode()
 
 
 @router.get(
@@ -85,7 +74,7 @@ class _Events(StreamingResponse):
             "content": {"text/event-stream": {"itemSchema": _EVENT, "example": _EXAMPLE}},
         },
         204: {"description": "The task has ended, and the client knows how: it need not come back"},
-        **documented(UnknownTaskError),
+        **documented(UnknownTaskError, TooManyStreamsError),
     },
 )
 async def task_events(
@@ -108,7 +97,13 @@ async def task_events(
         return State.of(await get_task(task_id, context, caller))
 
     looks: TaskLooks[State] = request.app.state.task_looks
-    return _Events(_events(lambda: looks.at(task_id, look), last_event_id))
+    return Stream(
+        _events(lambda: looks.at(task_id, look), last_event_id),
+        caller=caller,
+        streams=request.app.state.event_streams,
+        media_type="text/event-stream",
+        headers={"X-Accel-Buffering": "no"},  # not to be held back by nginx
+    )
 
 
 async def _events(look: Callable[[], Awaitable[State]], known: str) -> AsyncGenerator[bytes, None]:

@@ -9,11 +9,12 @@ import asyncpg
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from services.api.access import READ, KnownCaller, visible
-from services.api.context import Context, user_of
+from services.api.access import READ, KnownCaller
+from services.api.context import Context, tokens_of
 from services.api.cursor import Position
 from services.api.endpoints.runs import RunStatus
-from services.api.pagination import NEXT, Cursor, Limit, Page, cut, links
+from services.api.order_query import Conditions
+from services.api.pagination import NEXT, Cursor, Limit, Page, cut, links, newest_of
 from services.api.problems import UnknownReconciliationError, UnknownUserError, documented
 
 router = APIRouter(prefix="/api/v1/reconciliations", tags=["synchronisation"])
@@ -23,10 +24,17 @@ _FINDINGS_ORDER = "findings"
 
 # The first load of a seller compares nothing: everything is missing.
 # language=sql
+_RUNS = """
+SELECT run_id, task_id, user_id, user_token_id, kind, status, window_from, window_to, started_at, completed_at,
+       orders_processed AS orders_compared, requests, error
+  FROM sync_history
+"""
+
+_COMPARES = "kind IN ('reconcile', 'full', 'manual')"
+
 _REPORTS = """
-SELECT r.run_id, r.task_id, r.user_id, r.kind, r.status, r.window_from, r.window_to, r.started_at, r.completed_at,
-       r.orders_processed AS orders_compared, r.requests, r.error, f.*
-  FROM sync_history r
+SELECT r.*, f.*
+  FROM ({runs}) r
  CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE finding = 'missing') AS missing,
                             count(*) FILTER (WHERE finding = 'stale') AS stale,
                             count(*) FILTER (WHERE finding = 'merged') AS merged,
@@ -34,7 +42,6 @@ SELECT r.run_id, r.task_id, r.user_id, r.kind, r.status, r.window_from, r.window
                             count(*) FILTER (WHERE cause = 'unannounced') AS unannounced,
                             count(*) FILTER (WHERE cause = 'owed') AS owed
                        FROM reconciliation_findings c WHERE c.run_id = r.run_id) f
- WHERE r.kind IN ('reconcile', 'full', 'manual')
 """
 
 _FINDINGS = """
@@ -137,19 +144,13 @@ async def list_reconciliations(
 ) -> Reconciliations:
     """What comparisons found, newest first; `GET /api/v1/reconciliations/{run_id}` names the orders."""
     after = None if cursor is None else Position.decode(cursor, order=_ORDER)
-    token_id = None
-    if user_id is not None:
-        token_id = (await user_of(user_id, context, caller)).token_id
-    rows = await context.pool.fetch(
-        f"{_REPORTS} AND ($1::bigint IS NULL OR r.user_token_id = $1)"
-        " AND ($2::timestamptz IS NULL OR (r.started_at, r.run_id) < ($2, $3::uuid))"
-        f" AND {visible('r.user_id', 4)} ORDER BY r.started_at DESC, r.run_id DESC LIMIT $5",
-        token_id,
-        None if after is None else after.time,
-        None if after is None else after.row_uuid,
-        caller.users,
-        limit + 1,
-    )
+    token_ids = await tokens_of(context, caller, None if user_id is None else [user_id])
+    conditions = Conditions([_COMPARES])
+    if after is not None:
+        conditions.require("(started_at, run_id) < (?, ?)", after.time, after.row_uuid)
+    order = "ORDER BY started_at DESC, run_id DESC"
+    runs, arguments = newest_of(_RUNS, conditions, order, token_ids)
+    rows = await context.pool.fetch(f"{_REPORTS.format(runs=runs)} {order}", *arguments, limit + 1)
     page, following = cut(rows, limit, lambda row: Position(_ORDER, row["started_at"], str(row["run_id"])))
     response.headers.update(links(request, following))
     return Reconciliations(items=[Reconciliation(**_fields(row)) for row in page], next=following)
@@ -169,7 +170,7 @@ async def get_reconciliation(
     """One comparison with the orders that it found: missing, stale, merged or gone, and why."""
     after = None if cursor is None else Position.decode(cursor, order=_FINDINGS_ORDER)
     async with context.pool.acquire() as connection:
-        report = await connection.fetchrow(f"{_REPORTS} AND r.run_id = $1", run_id)
+        report = await connection.fetchrow(_REPORTS.format(runs=f"{_RUNS} WHERE {_COMPARES} AND run_id = $1"), run_id)
         if report is None or not caller.sees(report["user_id"]):
             raise UnknownReconciliationError(f"There is no run {run_id} that compared anything.")
         rows = await connection.fetch(_FINDINGS, run_id, None if after is None else after.tie, finding, limit + 1)

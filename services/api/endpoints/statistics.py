@@ -13,7 +13,7 @@ from services.api.access import READ, KnownCaller
 from services.api.context import Context, KnownUser, tokens_of
 from services.api.order_query import Conditions
 from services.api.parameters import Moment
-from services.api.problems import UnknownUserError, documented
+from services.api.problems import InvalidField, InvalidInputError, UnknownUserError, documented
 
 router = APIRouter(prefix="/api/v1/statistics", tags=["orders"])
 
@@ -57,8 +57,12 @@ SELECT count(*) AS sellers,
 """
 
 
+# Read once: that means hundreds of files.
+_ZONES = frozenset(available_timezones())
+
+
 def _known_zone(name: str) -> str:
-    if name not in available_timezones():
+    if name not in _ZONES:
         raise ValueError("no such time zone; named as Europe/Warsaw")
     return name
 
@@ -173,7 +177,12 @@ async def _statistics(
         if value is not None:
             conditions.require(condition, value)
     where = " AND ".join(conditions.texts) or "true"
-    groups = await pool.fetch(_GROUPS.format(where=where), *conditions.arguments)
+    try:
+        groups = await pool.fetch(_GROUPS.format(where=where), *conditions.arguments)
+    except asyncpg.InvalidParameterValueError as error:
+        # PostgreSQL has zones of its own, which may be of another year than ours.
+        field = InvalidField(location="query", field="timezone", message="PostgreSQL knows no such time zone")
+        raise InvalidInputError(f"{field.field}: {field.message}", errors=[field.model_dump()]) from error
     health = await pool.fetchrow(_HEALTH, token_ids)
     by_currency = [Value(**_fields(row)) for row in groups if row["grouped_by"] == "currency"]
     return Statistics(

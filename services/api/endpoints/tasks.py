@@ -10,11 +10,12 @@ import asyncpg
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
 
-from services.api.access import CONTROL, READ, Caller, KnownCaller, visible
-from services.api.context import Context, KnownUser, Resources, user_of
+from services.api.access import CONTROL, READ, Caller, KnownCaller
+from services.api.context import Context, KnownUser, Resources, tokens_of
 from services.api.cursor import Position
 from services.api.endpoints.runs import Run, RunKind, run_of
-from services.api.pagination import Cursor, Limit, Page, cut, links
+from services.api.order_query import Conditions
+from services.api.pagination import Cursor, Limit, Page, cut, links, newest_of
 from services.api.parameters import Moment, RequestBody, TaskId
 from services.api.problems import (
     ConsentRequiredError,
@@ -144,7 +145,7 @@ ManualSync = Annotated[
 ]
 
 
-_EXAMPLE: dict[str, JsonValue] = {
+EXAMPLE: dict[str, JsonValue] = {
     "task_id": "0b9d64a8-3c5e-4c2e-9f53-6f4f9e0d2a11",
     "user_id": "my-shop",
     "token_id": 42,
@@ -162,7 +163,7 @@ _EXAMPLE: dict[str, JsonValue] = {
 
 
 class Task(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
 
     task_id: UUID
     user_id: str
@@ -180,13 +181,13 @@ class Task(BaseModel):
 
 
 class TaskWithRun(Task):
-    model_config = ConfigDict(json_schema_extra={"example": {**_EXAMPLE, "run": None}})
+    model_config = ConfigDict(json_schema_extra={"example": {**EXAMPLE, "run": None}})
 
     run: Run | None = Field(description="how far it is; null while it waits")
 
 
 class StartedTask(Task):
-    model_config = ConfigDict(json_schema_extra={"example": {**_EXAMPLE, "joined": False}})
+    model_config = ConfigDict(json_schema_extra={"example": {**EXAMPLE, "joined": False}})
 
     joined: bool = Field(description="it was going on or waiting already, and does what was asked for")
 
@@ -246,20 +247,15 @@ async def list_tasks(
 ) -> Tasks:
     """What was asked for, by a person, a schedule or a consent, newest first."""
     after = None if cursor is None else Position.decode(cursor, order=_ORDER)
-    token_id = None
-    if user_id is not None:
-        token_id = (await user_of(user_id, context, caller)).token_id
-    rows = await context.pool.fetch(
-        f"{_COLUMNS} WHERE ($1::bigint IS NULL OR user_token_id = $1) AND ($2::text IS NULL OR status = $2)"
-        " AND ($3::timestamptz IS NULL OR (created_at, task_id) < ($3, $4::uuid))"
-        f" AND {visible('user_id', 5)} ORDER BY created_at DESC, task_id DESC LIMIT $6",
-        token_id,
-        status,
-        None if after is None else after.time,
-        None if after is None else after.row_uuid,
-        caller.users,
-        limit + 1,
-    )
+    token_ids = await tokens_of(context, caller, None if user_id is None else [user_id])
+    conditions = Conditions()
+    if status is not None:
+        conditions.require("status = ?", status)
+    if after is not None:
+        conditions.require("(created_at, task_id) < (?, ?)", after.time, after.row_uuid)
+    order = "ORDER BY created_at DESC, task_id DESC"
+    statement, arguments = newest_of(_COLUMNS, conditions, order, token_ids)
+    rows = await context.pool.fetch(statement, *arguments, limit + 1)
     page, following = cut(rows, limit, lambda row: Position(_ORDER, row["created_at"], str(row["task_id"])))
     response.headers.update(links(request, following))
     return Tasks(items=[Task(**_fields(row)) for row in page], next=following)

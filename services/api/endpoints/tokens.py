@@ -138,6 +138,7 @@ class TokenValidation(BaseModel):
     token: Token
 
 
+@router.get("", dependencies=[READ], include_in_schema=False)
 @router.get("/", dependencies=[READ])
 async def list_tokens(
     request: Request,
@@ -163,6 +164,7 @@ async def list_tokens(
     return Tokens(items=[Token(**row) for row in page], next=following)
 
 
+@router.post("", status_code=201, dependencies=[ADMIN], include_in_schema=False)
 @router.post("/", status_code=201, dependencies=[ADMIN], responses=documented(UserNotAllowedError, OtherSellerError))
 async def register_token(body: RegisterToken, context: Context, caller: KnownCaller) -> Token:
     """Store a pair obtained elsewhere, or replace the pair of this user; the seller is loaded and kept current."""

@@ -154,8 +154,8 @@ def _cell(name: str, value: str | datetime | None) -> str:
 
 
 def harmless(text: str) -> str:
-    """The text with an apostrophe in front if a spreadsheet would take it for a formula."""
-    return "'" + text if text.startswith(_FORMULA_STARTS) else text
+    """The text with an apostrophe in front if a spreadsheet would take it for a formula, blanks in front or not."""
+    return "'" + text if text.startswith(_FORMULA_STARTS) or text.lstrip().startswith(_FORMULA_STARTS) else text
 
 
 NDJSON = Form("ndjson", "application/x-ndjson", (*COLUMNS, *DOCUMENT), _Ndjson)

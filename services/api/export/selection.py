@@ -41,20 +41,48 @@ class OrderExport(OrderCriteria):
         """What a cursor of this export belongs to."""
         return selection_of([self.format, *(f"{name}={value}" for name, value in sorted(self.filters().items()))])
 
-    def statement(self, columns: Sequence[str], token_id: int, after: int, until: int) -> tuple[str, list[Any]]:
+    def statement(
+        self, columns: Sequence[str], token_id: int, after: int, until: int, looked_at: int
+    ) -> tuple[str, list[Any]]:
         """The next rows of one walk in the order of their ids, and all arguments but the last: how many.
 
-        Ids never change, so a row is met once whatever happens to it meanwhile.
+        Ids never change, so a row is met once whatever happens to it meanwhile. Of the next `looked_at` rows only
+        those come that meet the filters: a statement ends, however few these are.
         """
-        conditions = Conditions()
-        if token_id != EVERYBODY:
-            conditions.require("user_token_id = ?", token_id)
-        conditions.require("id > ?", after)
-        conditions.require("id <= ?", until)
-        conditions.require_filters(self)
+        walk = _walk(token_id, after, until)
+        filters = Conditions(arguments=walk.arguments)
+        filters.require_filters(self)
+        asked = f"id, user_token_id, {', '.join(columns)}"
+        source, conditions = "orders", walk.texts
+        # Without filters every row that is looked at comes. With them, the inner limit keeps them out of the scan.
+        if filters.texts:
+            filters.arguments.append(looked_at)
+            limit = f"ORDER BY id LIMIT ${len(filters.arguments)}"
+            source = f"(SELECT * FROM orders WHERE {' AND '.join(walk.texts)} {limit}) o"  # noqa: S608 - as below
+            conditions = filters.texts
         return (
             # Names of columns only; every value is an argument.
-            f"SELECT id, user_token_id, {', '.join(columns)} FROM orders"  # noqa: S608
-            f" WHERE {' AND '.join(conditions.texts)} ORDER BY id LIMIT ${len(conditions.arguments) + 1}",
-            conditions.arguments,
+            f"SELECT {asked} FROM {source}"  # noqa: S608
+            f" WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ${len(filters.arguments) + 1}",
+            filters.arguments,
         )
+
+
+def last_looked_at(token_id: int, after: int, until: int, looked_at: int) -> tuple[str, list[Any]]:
+    """The statement that says the id of the last of the next `looked_at` rows of a walk; none: there are fewer."""
+    walk = _walk(token_id, after, until)
+    walk.arguments.append(looked_at - 1)
+    return (
+        f"SELECT id FROM orders WHERE {' AND '.join(walk.texts)}"  # noqa: S608 - as above
+        f" ORDER BY id OFFSET ${len(walk.arguments)} LIMIT 1",
+        walk.arguments,
+    )
+
+
+def _walk(token_id: int, after: int, until: int) -> Conditions:
+    conditions = Conditions()
+    if token_id != EVERYBODY:
+        conditions.require("user_token_id = ?", token_id)
+    conditions.require("id > ?", after)
+    conditions.require("id <= ?", until)
+    return conditions

@@ -8,12 +8,13 @@ was when its chunk was read; one whose storing was not committed yet may be miss
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import asyncpg
 
 from services.api.export.forms import Form, Writing
-from services.api.export.selection import EVERYBODY, OrderExport
+from services.api.export.selection import EVERYBODY, OrderExport, last_looked_at
 from services.api.problems import InvalidCursorError
 from shared.export.manifest import FORMAT, Manifest
 from shared.export.position import ExportPosition, ForeignPositionError
@@ -24,8 +25,20 @@ _CHUNK_BYTES = 1 << 20
 _DOCUMENTS_BYTES = 4 << 20
 _FIRST_ROWS = 100
 _MOST_ROWS = 2000
+# Through so many rows one statement looks for those that meet the filters: some hundredths of a second in memory, and
+# well within any deadline where each has to come from a disk.
+_LOOKED_AT = 20_000
 
 Rows = Sequence[asyncpg.Record]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows of one walk behind the id `after`; none: nothing up to there meets the filters."""
+
+    walk: int
+    after: int
+    rows: Rows
 
 
 class Export:
@@ -66,7 +79,8 @@ class Export:
                 upcoming = asyncio.ensure_future(anext(chunks, None))
                 # The statement goes out before we write what the one before it brought.
                 await asyncio.sleep(0)
-                yield await self._written(writing, *chunk)
+                # Nothing is a piece, too: it sends nothing, but shows the frame that we come on (`middleware.py`).
+                yield await self._written(writing, chunk) if chunk.rows else b""
         finally:
             upcoming.cancel()
             with suppress(asyncio.CancelledError):
@@ -74,46 +88,52 @@ class Export:
         if end := writing.end(self._manifest() if self._asked.manifest else None):
             yield end
 
-    async def _written(self, writing: Writing, walk: int, rows: Rows) -> bytes:
+    async def _written(self, writing: Writing, chunk: _Chunk) -> bytes:
+        # A cursor leads to its order, and not once more through what did not meet the filters in front of it.
+        self._position = replace(self._position, token_id=chunk.walk, after=chunk.after)
         cursor = None if self._position.is_start else self._position.encode()
-        body = await writing.chunk(rows, self._users, cursor)
-        self._position = self._position.past(body, len(rows), token_id=walk, after=rows[-1]["id"])
-        share = max(len(body) / _CHUNK_BYTES, self._documents_bytes(rows) / _DOCUMENTS_BYTES)
-        self._rows_at_once = max(1, min(_MOST_ROWS, int(len(rows) / share)))
+        body = await writing.chunk(chunk.rows, self._users, cursor)
+        self._position = self._position.past(body, len(chunk.rows), token_id=chunk.walk, after=chunk.rows[-1]["id"])
+        share = max(len(body) / _CHUNK_BYTES, self._documents_bytes(chunk.rows) / _DOCUMENTS_BYTES)
+        self._rows_at_once = max(1, min(_MOST_ROWS, int(len(chunk.rows) / share)))
         return body
 
     def _documents_bytes(self, rows: Rows) -> int:
         return sum(len(row["order_data"]) for row in rows) if "order_data" in self._form.columns else 0
 
-    async def _chunks(self) -> AsyncGenerator[tuple[int, Rows], None]:
-        """Walks and rows; it runs ahead of `_position`, so it keeps its own place."""
+    async def _chunks(self) -> AsyncGenerator[_Chunk, None]:
+        """It runs ahead of `_position`, so it keeps its own place."""
         left = self._asked.limit
         for walk in self._walks:
             if walk < self._position.token_id:
                 continue
-            after = self._position.after if walk == self._position.token_id else 0
-            while True:
+            after: int | None = self._position.after if walk == self._position.token_id else 0
+            while after is not None:
                 # One more than may go out tells whether there are more.
                 wanted = self._rows_at_once if left is None else min(self._rows_at_once, left + 1)
                 rows = await self._read(walk, after, wanted)
                 if left is not None and len(rows) > left:
                     self._reached_limit = True
                     rows = rows[:left]
-                if rows:
-                    yield walk, rows
-                    after = rows[-1]["id"]
-                    left = None if left is None else left - len(rows)
+                yield _Chunk(walk, after, rows)
                 if self._reached_limit:
                     return
-                if len(rows) < wanted:
-                    break
+                left = None if left is None else left - len(rows)
+                after = rows[-1]["id"] if len(rows) == wanted else await self._passed(walk, after)
 
     async def _read(self, walk: int, after: int, wanted: int) -> Rows:
-        statement, arguments = self._asked.statement(self._form.columns, walk, after, self._position.until)
+        until = self._position.until
+        statement, arguments = self._asked.statement(self._form.columns, walk, after, until, _LOOKED_AT)
         rows: Rows = await self._pool.fetch(statement, *arguments, wanted)
         if not self._users.keys() >= {row["user_token_id"] for row in rows}:
             await self._learn_users()
         return rows
+
+    async def _passed(self, walk: int, after: int) -> int | None:
+        """Up to which id a statement has looked that did not bring all that was wanted; None: to the walk's end."""
+        statement, arguments = last_looked_at(walk, after, self._position.until, _LOOKED_AT)
+        passed: int | None = await self._pool.fetchval(statement, *arguments)
+        return passed
 
     async def _learn_users(self) -> None:
         for row in await self._pool.fetch("SELECT id, user_id FROM user_tokens"):
