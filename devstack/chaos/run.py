@@ -91,6 +91,8 @@ SELECT (SELECT count(*) FROM orders WHERE gone_at IS NULL) AS orders, (SELECT co
        (SELECT count(*) FROM user_tokens WHERE status <> 'active') AS tokens
 """
 
+_LOADED = "SELECT count(*) FROM sync_history WHERE kind = 'initial' AND completed_at IS NOT NULL"
+
 _COVERED = "SELECT user_token_id, covered_event_id FROM journal_cursors"
 
 _LAST_RUN = "SELECT * FROM sync_history WHERE task_id = $1"
@@ -110,6 +112,17 @@ class Options:
     drain_seconds: float = 600.0
     calm: bool = False
     keep: bool = False
+
+    @property
+    def unlisted(self) -> Sequence[str]:
+        """Users who are loaded before the first fault, and not listed again before the comparison: what is lost of
+        them, no listing brings back. None where only Allegro is at fault, from the first listing on."""
+        return () if self.calm else [f"shop-{number}" for number in range(2, self.sellers + 1, 2)]
+
+    @property
+    def listed(self) -> Sequence[str]:
+        """Users whose first load is under way when the first fault strikes, and who are listed all the time."""
+        return [user for number in range(1, self.sellers + 1) if (user := f"shop-{number}") not in self.unlisted]
 
     @property
     def faults(self) -> Mapping[str, object]:
@@ -173,6 +186,9 @@ class Report:
                 "differences": self.comparison.differences,
                 "problems": {name: len(complaints) for name, complaints in self.checks.items()},
                 "recovery_seconds_max": round(max((one.recovery_seconds for one in self.done), default=0.0), 1),
+                "recovery_seconds_undisturbed_max": round(
+                    max((one.undisturbed_seconds for one in self.done), default=0.0), 1
+                ),
                 "wait_seconds": {
                     name: round(verdict.quantile(self.waits, share), 1)
                     for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
@@ -214,7 +230,10 @@ class Chaos:
             await watch_rows(database)
         await self._control.set_faults(self._options.first_faults)
         async with self._api("api") as api:
-            await asyncio.gather(*(self._connect(api, f"shop-{n}") for n in range(1, self._options.sellers + 1)))
+            if not self._options.calm:
+                await asyncio.gather(*(self._connect(api, user) for user in self._options.unlisted))
+                await self._until_loaded()
+            await asyncio.gather(*(self._connect(api, user) for user in self._options.listed))
         seconds = self._options.minutes * 60
         await self._control.set_faults(self._options.faults)
         await self._control.start_live(round(seconds * self._options.live_rate), self._options.live_rate)
@@ -269,11 +288,18 @@ class Chaos:
         self._sellers[task["token_id"]] = seller
         self._users[task["token_id"]] = user
 
+    async def _until_loaded(self) -> None:
+        async with asyncio.timeout(self._options.drain_seconds), self._stack.connection() as database:
+            while True:
+                if await database.fetchval(_LOADED) == len(self._sellers):
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+
     async def _ask_for_listings(self) -> None:
         """While faults strike, listings are always under way; whether the API answers is of no matter here. Only of
         every other seller: what is lost of the others no listing brings back before the comparison."""
         kinds = ({"kind": "full"}, {"from": "2026-01-01T00:00:00Z"})
-        users = list(self._users.values())[::2]
+        users = self._options.listed
         for number, body in enumerate(cycle(kinds)):
             async with self._api("api" if number % 2 else "api-2") as api:
                 try:

@@ -25,13 +25,16 @@ async def latest_states(bootstrap_servers: str, topic: str) -> dict[str, dict[st
     async with AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
         await consumer.topics()
         partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        begins, unread = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
         consumer.assign(partitions)
-        await consumer.seek_to_beginning(*partitions)
-        # The embedded broker reports end offsets wrongly: read until it is quiet.
+        for partition in partitions:
+            consumer.seek(partition, begins[partition])
+        # The embedded broker reports end offsets that are too low: read to them at least, and on until it is quiet.
         quiet = 0
-        while quiet < _QUIET_ROUNDS:
+        while unread or quiet < _QUIET_ROUNDS:
             batches = await consumer.getmany(timeout_ms=_BATCH_MS)
             quiet = 0 if batches else quiet + 1
+            unread = {one: end for one, end in unread.items() if await consumer.position(one) < end}
             for records in batches.values():
                 for record in records:
                     states[(record.key or b"").decode()] = parse(record.value or b"null")

@@ -17,7 +17,10 @@ MOST_GROWTH_MB = 25.0
 # A process that lived shorter tells nothing about growth, and the first seconds of one are its start.
 _LONG_LIFE_SECONDS = 45
 _START_SECONDS = 10
-RECOVERY_LIMIT_SECONDS = 90.0
+# A look whose request was lost with the broker is asked for again after two minutes, give or take a tenth
+# (`services/poller/redelivery.py`); half a minute more for groups to form and for the look itself. Measured: 131 s
+# after the last loss, on two busy cores. That the interval is this long is the product's choice; shorter, this could be.
+RECOVERY_LIMIT_SECONDS = 165.0
 
 # Events that the initial load covers need no look of their own. An order that is not stored, or gone, had vanished when
 # it was looked for: what became of its events cannot be told from looks.
@@ -181,21 +184,35 @@ async def waits(connection: asyncpg.Connection) -> tuple[list[Wait], list[str]]:
     return found, none
 
 
-def note_recovery(done: Iterable[Injected], found: Sequence[Wait]) -> None:
-    """How long after each fault the last event that Allegro had by its end was looked at, and that was stored."""
+def note_recovery(done: Sequence[Injected], found: Sequence[Wait]) -> None:
+    """How long after each fault the last event that Allegro had by its end was looked at, and that was stored;
+    and how much of it no other fault lasted."""
     visible = [wait.visible for wait in found]
     settled = list(accumulate((wait.settled for wait in found), max))
     for one in done:
         before = bisect_right(visible, round(one.ended * 1e6))
-        one.recovery_seconds = max(0.0, settled[before - 1] / 1e6 - one.ended) if before else 0.0
+        recovered = max(one.ended, settled[before - 1] / 1e6) if before else one.ended
+        one.recovery_seconds = recovered - one.ended
+        others = [(other.began, other.ended) for other in done if other is not one]
+        one.undisturbed_seconds = one.recovery_seconds - _covered(one.ended, recovered, others)
+
+
+def _covered(begin: float, end: float, intervals: Iterable[tuple[float, float]]) -> float:
+    """How much of the time from `begin` to `end` lies in at least one of the intervals."""
+    total, at = 0.0, begin
+    for first, last in sorted(intervals):
+        total += max(0.0, min(last, end) - max(first, at))
+        at = max(at, min(last, end))
+    return total
 
 
 def too_slow(done: Iterable[Injected]) -> list[str]:
     """Faults after which it took too long."""
     return [
-        f"{one.injection}: recovered after {one.recovery_seconds:.0f} s"
+        f"{one.injection}: recovered after {one.recovery_seconds:.0f} s,"
+        f" {one.undisturbed_seconds:.0f} of them undisturbed"
         for one in done
-        if one.recovery_seconds > RECOVERY_LIMIT_SECONDS
+        if one.undisturbed_seconds > RECOVERY_LIMIT_SECONDS
     ]
 
 

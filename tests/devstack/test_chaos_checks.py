@@ -274,11 +274,12 @@ def test_a_state_that_differs_from_the_table_is_found(states: dict[str, Any], co
 
 
 def test_a_slow_recovery_a_fault_in_vain_and_one_that_never_struck_are_complaints() -> None:
-    slow = Injected(Injection(0.0, Kind.KILL, "writer"), 0.0, recovery_seconds=verdict.RECOVERY_LIMIT_SECONDS + 1)
+    seconds = verdict.RECOVERY_LIMIT_SECONDS + 1
+    slow = Injected(Injection(0.0, Kind.KILL, "writer"), 0.0, recovery_seconds=seconds, undisturbed_seconds=seconds)
     idle = Injected(Injection(0.0, Kind.TOPICS), 0.0, in_vain="there were no records")
 
     assert verdict.too_slow([slow, idle]) == [
-        f"kill -9 of a service: writer: recovered after {verdict.RECOVERY_LIMIT_SECONDS + 1:.0f} s"
+        f"kill -9 of a service: writer: recovered after {seconds:.0f} s, {seconds:.0f} of them undisturbed"
     ]
     assert verdict.in_vain([slow, idle]) == ["topics deleted and created again: there were no records"]
     assert verdict.not_struck(["merges", "timeout"], {"merges": 1}) == ["timeout never struck"]
@@ -307,6 +308,19 @@ def test_recovery_is_the_last_look_that_what_had_happened_by_the_end_of_the_faul
     verdict.note_recovery([fault, idle], found)
 
     assert (fault.recovery_seconds, idle.recovery_seconds) == (30.0, 0.0)
+    assert fault.undisturbed_seconds == 30.0
+
+
+def test_while_other_faults_last_recovery_is_disturbed() -> None:
+    fault = Injected(Injection(0.0, Kind.KILL, "writer"), began=90.0, ended=100.0)
+    others = [
+        Injected(Injection(0.0, Kind.KILL, "poller"), began=began, ended=ended)
+        for began, ended in ((95.0, 105.0), (104.0, 110.0), (120.0, 190.0))
+    ]
+
+    verdict.note_recovery([fault, *others], [verdict.Wait(visible=99_000_000, settled=130_000_000)])
+
+    assert (fault.recovery_seconds, fault.undisturbed_seconds) == (30.0, 10.0)
 
 
 @_INTEGRATION
