@@ -19,7 +19,7 @@ _LONG_LIFE_SECONDS = 45
 _START_SECONDS = 10
 # A look whose request was lost with the broker is asked for again after two minutes, give or take a tenth
 # (`services/poller/redelivery.py`); half a minute more for groups to form and for the look itself. Measured: 131 s
-# after the last loss, on two busy cores. That the interval is this long is the product's choice; shorter, this could be.
+# after the last loss, on two busy cores. That the interval is so long is the product's choice.
 RECOVERY_LIMIT_SECONDS = 165.0
 
 # Events that the initial load covers need no look of their own. An order that is not stored, or gone, had vanished when
