@@ -139,7 +139,7 @@ async def look_through_tables(scanner: Scanner, connection: asyncpg.Connection) 
 
 async def look_through_topics(scanner: Scanner, bootstrap_servers: str, prefix: str) -> int:
     """Look through every record (key, value, headers) of the topics that begin so; returns how many there were."""
-    partitions = await _partitions(bootstrap_servers, prefix)
+    partitions = await partitions_below(bootstrap_servers, prefix)
     if not partitions:
         return 0
     records = 0
@@ -158,7 +158,7 @@ async def look_through_topics(scanner: Scanner, bootstrap_servers: str, prefix: 
     return records
 
 
-async def _partitions(bootstrap_servers: str, prefix: str) -> list[TopicPartition]:
+async def partitions_below(bootstrap_servers: str, prefix: str) -> list[TopicPartition]:
     """All partitions of the topics that begin so. A consumer without a subscription knows none on Apache Kafka."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()

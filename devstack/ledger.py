@@ -5,7 +5,7 @@ JSON document a line and is compared a few hundred lines at a time.
 """
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -39,6 +39,8 @@ class Comparison:
 
     orders: int = 0
     events: int = 0
+    merged: int = 0
+    """Stored orders that were merged with others: their copies have to say so."""
     differences: int = 0
     shown: list[Difference] = field(default_factory=list)
 
@@ -98,11 +100,23 @@ class Entry:
     id: str
     document: Any
     served: bool = True
+    successor: str | None = None
+    """The order that it was merged into."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What is stored of one entry; only orders go and have successors."""
+
+    document: Any
+    gone: bool = False
+    successor: str | None = None
 
 
 def order_entry(line: Mapping[str, Any]) -> Entry:
     """What the ledger says of an order; one whose body is no JSON is nowhere to be stored."""
-    return Entry(line["order_id"], line["order"], served=line["state"] == "listed" and "order_base64" not in line)
+    served = line["state"] == "listed" and "order_base64" not in line
+    return Entry(line["order_id"], line["order"], served, line["successor"] if line["state"] == "merged" else None)
 
 
 def event_entry(line: Mapping[str, Any]) -> Entry:
@@ -111,19 +125,40 @@ def event_entry(line: Mapping[str, Any]) -> Entry:
 
 
 def compare_chunk(
-    kind: Kind, seller_id: str, expected: Sequence[Entry], stored: Mapping[str, Any], result: Comparison
+    kind: Kind,
+    seller_id: str,
+    expected: Sequence[Entry],
+    stored: Mapping[str, Copy],
+    result: Comparison,
+    may_differ: Container[str] = frozenset(),
 ) -> None:
-    """Add what distinguishes the stored documents from the ledger's entries of the same ids."""
+    """Add what distinguishes the stored copies from the ledger's entries of the same ids."""
     for entry in expected:
-        if not entry.served:
+        if entry.id in may_differ:
             continue
-        result.count(kind)
-        if entry.id not in stored:
-            result.add(Difference("missing", kind, seller_id, entry.id, "Allegro served it and it is not stored"))
-            continue
-        reason = first_difference(entry.document, stored[entry.id])
+        copy = stored.get(entry.id)
+        if entry.successor is not None and copy is not None:
+            result.merged += 1
+        if entry.served:
+            result.count(kind)
+        reason = _what_is_wrong(entry, copy)
         if reason is not None:
-            result.add(Difference("different", kind, seller_id, entry.id, reason))
+            result.add(Difference("missing" if copy is None else "different", kind, seller_id, entry.id, reason))
+
+
+def _what_is_wrong(entry: Entry, copy: Copy | None) -> str | None:
+    if copy is None:
+        return "Allegro served it and it is not stored" if entry.served else None
+    if entry.successor is not None:
+        if not copy.gone:
+            return f"it was merged into {entry.successor} and is not marked as gone"
+        if copy.successor != entry.successor:
+            return f"its successor is {copy.successor} instead of {entry.successor}"
+    if not entry.served:
+        return None
+    return (
+        "it is marked as gone and Allegro serves it" if copy.gone else first_difference(entry.document, copy.document)
+    )
 
 
 class Truth(Protocol):
@@ -147,7 +182,8 @@ class _Table:
 _STORED_ORDERS = _Table(
     "order",
     order_entry,
-    documents="SELECT allegro_order_id AS id, order_data::text AS document, order_raw AS raw FROM orders"
+    documents="SELECT allegro_order_id AS id, order_data::text AS document, order_raw AS raw,"
+    " gone_at IS NOT NULL AS gone, successor_order_id AS successor FROM orders"
     " WHERE user_token_id = $1 AND allegro_order_id = ANY($2)",
     extra="SELECT allegro_order_id AS id FROM orders LEFT JOIN ledger_ids ON ledger_ids.id = allegro_order_id"
     " WHERE user_token_id = $1 AND ledger_ids.id IS NULL",
@@ -155,15 +191,22 @@ _STORED_ORDERS = _Table(
 _STORED_EVENTS = _Table(
     "event",
     event_entry,
-    documents="SELECT event_id::text AS id, event_data::text AS document, event_raw AS raw FROM order_events"
+    documents="SELECT event_id::text AS id, event_data::text AS document, event_raw AS raw,"
+    " false AS gone, NULL AS successor FROM order_events"
     " WHERE user_token_id = $1 AND event_id = ANY($2::text[]::bigint[])",
     extra="SELECT event_id::text AS id FROM order_events LEFT JOIN ledger_ids ON ledger_ids.id = event_id::text"
     " WHERE user_token_id = $1 AND ledger_ids.id IS NULL",
 )
 
 
-async def compare(truth: Truth, seller_ids: Sequence[str], connection: asyncpg.Connection) -> Comparison:
-    """Compare every order and event of these sellers with what is stored for them."""
+async def compare(
+    truth: Truth,
+    seller_ids: Sequence[str],
+    connection: asyncpg.Connection,
+    *,
+    may_differ: Container[str] = frozenset(),
+) -> Comparison:
+    """Compare every order and event of these sellers with what is stored for them, but for orders that may differ."""
     result = Comparison()
     for seller_id in seller_ids:
         tokens = await connection.fetch("SELECT id FROM user_tokens WHERE seller_id = $1 ORDER BY id", seller_id)
@@ -171,12 +214,18 @@ async def compare(truth: Truth, seller_ids: Sequence[str], connection: asyncpg.C
             result.add(Difference("missing", "order", seller_id, "*", "nobody connected this seller"))
         for token in tokens:
             for table in (_STORED_ORDERS, _STORED_EVENTS):
-                await _compare_table(truth, table, seller_id, token["id"], connection, result)
+                await _compare_table(truth, table, seller_id, token["id"], connection, result, may_differ)
     return result
 
 
 async def _compare_table(
-    truth: Truth, table: _Table, seller_id: str, token_id: int, connection: asyncpg.Connection, result: Comparison
+    truth: Truth,
+    table: _Table,
+    seller_id: str,
+    token_id: int,
+    connection: asyncpg.Connection,
+    result: Comparison,
+    may_differ: Container[str],
 ) -> None:
     """One pass over the ledger; its ids are noted in a temporary table, to find stored rows that it does not have."""
     await connection.execute("CREATE TEMPORARY TABLE IF NOT EXISTS ledger_ids (id text PRIMARY KEY)")
@@ -184,14 +233,18 @@ async def _compare_table(
     async for expected in _chunks(truth.ledger(f"{table.kind}s", seller_id), table.entry):
         ids = [entry.id for entry in expected]
         rows = await connection.fetch(table.documents, token_id, ids)
-        stored = {row["id"]: parse(row["raw"] if row["raw"] is not None else row["document"]) for row in rows}
-        compare_chunk(table.kind, seller_id, expected, stored, result)
+        stored = {row["id"]: _copy(row) for row in rows}
+        compare_chunk(table.kind, seller_id, expected, stored, result, may_differ)
         await connection.copy_records_to_table("ledger_ids", records=[(id_,) for id_ in ids])
     async with connection.transaction():
         async for row in connection.cursor(table.extra, token_id):
             result.add(
                 Difference("extra", table.kind, seller_id, row["id"], "it is stored and Allegro never served it")
             )
+
+
+def _copy(row: Mapping[str, Any]) -> Copy:
+    return Copy(parse(row["raw"] if row["raw"] is not None else row["document"]), row["gone"], row["successor"])
 
 
 async def _chunks(lines: AsyncIterator[str], entry: Callable[[Mapping[str, Any]], Entry]) -> AsyncIterator[list[Entry]]:

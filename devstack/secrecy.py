@@ -84,15 +84,9 @@ class SecretsTrial:
         self.findings = Findings()
 
     async def saw(self, answer: httpx.Response) -> None:
-        """Look through an answer of the API. The one secret that it gives out, once, is the device code."""
-        body = await answer.aread()
-        if answer.request.method == "POST" and answer.url.path.endswith("/auth/initialize") and answer.is_success:
-            document = json.loads(body)
-            del document["device_code"]
-            body = json.dumps(document).encode()
+        """Look through an answer of the API."""
         self._answers += 1
-        place = f"answer to {answer.request.method} {answer.request.url.path.split('/status/')[0]}"
-        self._scanner.look(place, body + str(answer.headers.multi_items()).encode())
+        await look_through_answer(self._scanner, answer)
 
     async def rotate_keys(self, api: httpx.AsyncClient, tokens: Sequence[int]) -> None:
         """Move every secret to the old key and back to the new one, while the services call with them."""
@@ -210,6 +204,17 @@ class SecretsTrial:
 
     def _complain(self, problem: str) -> None:
         self.findings.problems.append(problem)
+
+
+async def look_through_answer(scanner: Scanner, answer: httpx.Response) -> None:
+    """The one secret that the API gives out, once, is the device code."""
+    body = await answer.aread()
+    if answer.request.method == "POST" and answer.url.path.endswith("/auth/initialize") and answer.is_success:
+        document = json.loads(body)
+        del document["device_code"]
+        body = json.dumps(document).encode()
+    place = f"answer to {answer.request.method} {answer.request.url.path.split('/status/')[0]}"
+    scanner.look(place, body + str(answer.headers.multi_items()).encode())
 
 
 def known_secrets(stack: Stack, keys: Keys) -> Mapping[str, str]:

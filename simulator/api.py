@@ -128,6 +128,7 @@ class Api:
         if fault is not None:
             kind = toxic.kind_of(self._faults, seller.form_id(order))
             if kind is not None:
+                self._faults.note("toxic")
                 return toxic.poison(kind, body, fault)
         return body
 
@@ -139,6 +140,8 @@ class Api:
         lag = self._faults.get("list_lag_seconds")
         as_of_ms = None if lag is None else self._world.now_ms() - round(lag.amount * 1000)
         page = listing.page(seller, query, self._world.oldest_order_ms(), as_of_ms)
+        if lag is not None:
+            self._faults.note("list_lag_seconds")
         rows, total = self._falsified(seller, page)
         # A past order shows the list's delay only once something has happened to it in this run.
         bodies = [self._body(seller, listing.row_order(seller, row), as_of_ms) for row in rows]
@@ -153,6 +156,8 @@ class Api:
             rows = [*rows[: place + 1], *rows[place : len(rows) - 1]] if len(rows) > 1 else rows * 2
         if rows and faults.strikes("list_skip", seller=seller.id):
             del rows[int(faults.rolls("list_skip").fraction() * len(rows))]
+        if rows != page.rows:
+            seller.hidden.update((row.number, row.live) for row in set(page.rows).difference(rows))
         lies = faults.strikes("total_count_lies", seller=seller.id)
         if lies is not None:
             total = max(0, total + _lie(faults, lies))

@@ -107,8 +107,12 @@ class Faults:
             if fault.times <= 0:
                 return None
             fault.times -= 1
-        self.struck[name] = self.struck.get(name, 0) + 1
+        self.note(name)
         return fault
+
+    def note(self, name: str) -> None:
+        """Count a strike; `strikes` does it itself, a fault without dice has to be counted where it shows."""
+        self.struck[name] = self.struck.get(name, 0) + 1
 
     def rolls(self, name: str) -> Rolls:
         rolls = self._rolls.get(name)

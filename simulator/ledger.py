@@ -95,6 +95,9 @@ class Ledger:
             "successor": seller.form_id(order.successor) if order.successor is not None else None,
             "line_item_ids": _line_ids(facts),
             "bought_at": iso(order.form.bought_ms),
+            "announced": seller.announced(order),
+            "last_event_id": str(order.told_us) if order.told_us else None,
+            "hidden": (order.form.number, order.form.live) in seller.hidden,
         }
         poison = toxic.kind_of(self._faults, order_id)
         if poison is not None:

@@ -142,7 +142,8 @@ class Simulator:
             answer.body = answer.body[: len(answer.body) * 2 // 3]
         slow = faults.strikes("slow_body", endpoint)
         if slow is not None:
-            answer.drip_seconds = slow.amount
+            # Now all of the seconds, now half of them: one is too long for a client that the other only tries.
+            answer.drip_seconds = slow.amount if faults.struck["slow_body"] % 2 else slow.amount / 2
         if faults.strikes("cut_connection", endpoint):
             # Now before the first byte, now in the middle.
             answer.cut_at = 0 if faults.struck["cut_connection"] % 2 else 200 + len(answer.body) // 2

@@ -81,7 +81,7 @@ Mutation = Bought | Stepped | Merged | Wrote | Lost | Connected
 class Order:
     """An order that is not, or no longer, what the history says of it."""
 
-    __slots__ = ("created_ms", "facts", "form", "gone_ms", "pending", "steps", "successor")
+    __slots__ = ("created_ms", "facts", "form", "gone_ms", "pending", "steps", "successor", "told_us")
 
     def __init__(self, form: Form, steps: list[Step], created_ms: int, facts: Facts | None = None) -> None:
         self.form = form
@@ -93,6 +93,13 @@ class Order:
         self.successor: Order | None = None
         # Bit n: the event of step n is still to be written.
         self.pending = 0
+        # The id of the newest event about it that was written in this run, which is when; 0: none.
+        self.told_us = 0
+
+    @property
+    def changed_ms(self) -> int:
+        """When something last happened to it."""
+        return max(self.created_ms, self.steps[-1][1], self.gone_ms or 0)
 
 
 class Seller:
@@ -110,6 +117,8 @@ class Seller:
         self.by_time: list[tuple[int, int]] = []
         # Past orders that have been merged away.
         self.gone: list[int] = []
+        # (number, live) of the orders that a page of the list once left out by a fault.
+        self.hidden: set[tuple[int, bool]] = set()
 
     def order(self, number: int, live: bool) -> Order:
         """An order to look at; `own` gives one to change."""
@@ -121,6 +130,12 @@ class Seller:
         form = self.history.form(number)
         facts = self.shelf.facts(form)
         return Order(form, self.history.steps(form, facts.roll), form.bought_ms, facts)
+
+    def announced(self, order: Order) -> bool | None:
+        """Whether an event was written after the order's last change; None: nothing has happened to it in this run."""
+        if not order.form.live and order.form.number not in self.changed:
+            return None
+        return order.told_us // 1000 >= order.changed_ms
 
     def own(self, number: int, live: bool) -> Order:
         order = self.order(number, live)
@@ -317,6 +332,7 @@ class World:
     def _apply_wrote(self, seller: Seller, wrote: Wrote) -> None:
         order = seller.order(wrote.number, wrote.live)
         order.pending &= ~(1 << wrote.place)
+        order.told_us = wrote.event_id
         kind = order.steps[wrote.place][0]
         seller.journal.append(wrote.event_id, Entry(wrote.number, wrote.live, wrote.place, kind))
         self._last_event_id = wrote.event_id

@@ -3,25 +3,32 @@
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
 from devstack.allegro import Control
-from devstack.chaos.plan import REPLICAS, Injection, Kind
+from devstack.canary import Scanner, look_through_topics
+from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, survivors
+from devstack.chaos.plan import REPLICAS, Injection, Kind, replicas_of
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
 from devstack.stack import Stack, replica_names
 from shared.topics import Topics, create_topics
 
 _READY_SECONDS = 60.0
+# So long the next fault of a lane waits for the target of the last one; servers that are away hold it up, too.
+_UP_SECONDS = 20.0
 _GROUP_EMPTY_SECONDS = 60.0
+_AGAIN_SECONDS = 60.0
+_ENOUGH_SECONDS = 10.0
+_SCAN_SECONDS = 20.0
 _LOOK_SECONDS = 0.25
 _POLL_MS = 250
 # A replica that stands still does not answer, and others wait for it no longer.
@@ -36,11 +43,29 @@ class Injected:
     injection: Injection
     began: float
     ended: float = 0.0
+    effect: str = ""
+    """What shows that it was done, where that is not plain."""
+    in_vain: str = ""
+    """Why it was none."""
     recovery_seconds: float = 0.0
+    undisturbed_seconds: float = 0.0
+    """What of it no other fault lasted."""
+
+
+@dataclass
+class LookedThrough:
+    """Records that were looked through for secrets before they were lost, and looks that found no time for it."""
+
+    records: int = 0
+    broken_off: list[str] = field(default_factory=list)
 
 
 class Injector:
-    """One run's faults. All but the pauses, clocks and outages are done when `run` comes back."""
+    """One run's faults; all are done when `run` comes back.
+
+    What a fault holds (a service, a server) no other fault touches until the target is up again, however long that
+    takes on this machine: the plan's times are when a fault begins at the earliest.
+    """
 
     def __init__(
         self,
@@ -48,30 +73,37 @@ class Injector:
         control: Control,
         tokens: Sequence[int],
         faults: Mapping[str, Any],
+        scanner: Scanner,
         say: Callable[[str], None],
     ) -> None:
         self._stack = stack
         self._control = control
         self._tokens = tokens
         self._faults = faults
+        self._scanner = scanner
         self._say = say
+        self._topics = Topics(stack.environment()["KAFKA_TOPIC_PREFIX"])
+        self._held: dict[str, asyncio.Lock] = {}
+        self.looked_through = LookedThrough()
         self.done: list[Injected] = []
+        self.left_out = 0
         self.down: set[str] = set()
         """Replicas that do not run because we stopped them."""
 
-    async def run(self, plan: Sequence[Injection]) -> None:
-        """Do everything that is planned, each at its time or as soon as the one before it allows."""
+    async def run(self, plan: Sequence[Injection], seconds: float) -> None:
+        """Do what is planned, each at its time or as soon as those before it allow.
+
+        On a slow machine some would begin when the time is up. They are left out, but for those whose like has not
+        been done yet: of these a run must not have fewer.
+        """
         started = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             for injection in plan:
                 await asyncio.sleep(max(0.0, started + injection.at_seconds - time.monotonic()))
-                self._say(f"  {time.monotonic() - started:5.1f} s: {injection}")
-                doing = tasks.create_task(self._do(injection))
-                if injection.kind not in (Kind.PAUSE, Kind.CLOCK, Kind.ALLEGRO_AWAY):
-                    await doing
+                tasks.create_task(self._do(injection, started, seconds))
 
-    async def _do(self, injection: Injection) -> None:
-        ways: Mapping[Kind, Callable[[Injection], Awaitable[None]]] = {
+    async def _do(self, injection: Injection, started: float, seconds: float) -> None:
+        ways: Mapping[Kind, Callable[[Injected], Awaitable[None]]] = {
             Kind.KILL: self._kill,
             Kind.RESTART: self._restart,
             Kind.PAUSE: self._pause,
@@ -85,33 +117,51 @@ class Injector:
             Kind.REFRESHES: self._clash_refreshes,
             Kind.ALLEGRO_AWAY: self._take_allegro_away,
         }
-        injected = Injected(injection, time.time())
-        self.done.append(injected)
-        await ways[injection.kind](injection)
-        injected.ended = time.time()
+        async with self._hold(injection.holds):
+            if time.monotonic() - started > seconds and any(one.injection.is_like(injection) for one in self.done):
+                self.left_out += 1
+                return
+            self._say(f"  {time.monotonic() - started:5.1f} s: {injection}")
+            injected = Injected(injection, time.time())
+            self.done.append(injected)
+            await ways[injection.kind](injected)
+            injected.ended = injected.ended or time.time()
 
-    async def _kill(self, injection: Injection) -> None:
+    @asynccontextmanager
+    async def _hold(self, names: frozenset[str]) -> AsyncIterator[None]:
+        async with AsyncExitStack() as held:
+            for name in sorted(names):  # everybody in the same order, so that nobody waits for each other
+                await held.enter_async_context(self._held.setdefault(name, asyncio.Lock()))
+            yield
+
+    async def _kill(self, injected: Injected) -> None:
+        injection = injected.injection
         self.down.add(injection.target)
         self._stack.kill(injection.target)
         await asyncio.sleep(injection.for_seconds)
-        await self._start(injection.target)
+        await self._start_and_wait(injected, injection.target)
 
-    async def _restart(self, injection: Injection) -> None:
-        self.down.add(injection.target)
-        await asyncio.to_thread(self._stack.services[injection.target].stop)
-        await self._start(injection.target)
+    async def _restart(self, injected: Injected) -> None:
+        name = injected.injection.target
+        self.down.add(name)
+        await asyncio.to_thread(self._stack.services[name].stop)
+        await self._start_and_wait(injected, name)
 
-    async def _pause(self, injection: Injection) -> None:
-        child = self._stack.services[injection.target]
+    async def _pause(self, injected: Injected) -> None:
+        child = self._stack.services[injected.injection.target]
         child.send(signal.SIGSTOP)
-        await asyncio.sleep(injection.for_seconds)
+        await asyncio.sleep(injected.injection.for_seconds)
         child.send(signal.SIGCONT)
 
-    async def _shift_clock(self, injection: Injection) -> None:
+    async def _shift_clock(self, injected: Injected) -> None:
+        injection = injected.injection
         launcher = ("devstack.chaos.shifted_clock", str(injection.shift_seconds))
         await self._replace(injection.target, launcher)
+        await self._until_up(injection.target)
         await asyncio.sleep(injection.for_seconds)
         await self._replace(injection.target, ())
+        injected.ended = time.time()
+        await self._until_up(injection.target)
 
     async def _replace(self, name: str, launcher: Sequence[str]) -> None:
         self.down.add(name)
@@ -119,7 +169,8 @@ class Injector:
         self._stack.services[name] = self._stack.process(name, launcher=launcher)
         await self._start(name)
 
-    async def _restart_postgres(self, injection: Injection) -> None:
+    async def _restart_postgres(self, injected: Injected) -> None:
+        injection = injected.injection
         database = self._stack.database
         if not isinstance(database, Postgres):
             raise DevstackError("Chaos needs a PostgreSQL of its own: unset DATABASE_URL.")
@@ -127,23 +178,50 @@ class Injector:
         await asyncio.sleep(injection.for_seconds)
         database.start()
 
-    async def _restart_broker(self, _injection: Injection) -> None:
-        self._stack.broker.restart()
+    async def _restart_broker(self, injected: Injected) -> None:
+        before = await self._before_a_loss()
+        await asyncio.to_thread(self._stack.broker.stop)
+        self._stack.broker.start()
+        kept = survivors(before, await self._first_records())
+        # What becomes of the data is the broker's affair: the embedded one keeps it in memory only.
+        injected.effect = f"{len(kept)} of {len(before)} partitions kept their records"
 
-    async def _wipe_broker(self, _injection: Injection) -> None:
+    async def _wipe_broker(self, injected: Injected) -> None:
+        before = await self._before_a_loss()
         self._stack.broker.wipe()
+        await self._note_loss(injected, before)
 
-    async def _create_topics_again(self, _injection: Injection) -> None:
+    async def _create_topics_again(self, injected: Injected) -> None:
         """Delete every topic while everybody uses it. The services create what is missing, too: whoever is first."""
-        topics = Topics(self._stack.environment()["KAFKA_TOPIC_PREFIX"])
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._stack.broker.bootstrap_servers)
-        await admin.start()
+        before = await self._before_a_loss()
+        deleted = await delete_topics(self._stack.broker.bootstrap_servers, self._topics.all())
+        if missing := set(self._topics.all()).difference(deleted):
+            injected.in_vain = f"there was no topic {', '.join(sorted(missing))}"
+        await self._until_topics_exist(self._topics)
+        await self._note_loss(injected, before)
+
+    async def _before_a_loss(self) -> Firsts:
+        """Look through the records while they are there, and note with which each partition begins."""
+        broker = self._stack.broker.bootstrap_servers
         try:
-            present = set(await admin.list_topics())
-            await admin.delete_topics([name for name in topics.all() if name in present])
-        finally:
-            await admin.close()
-        await self._until_topics_exist(topics)
+            async with asyncio.timeout(_SCAN_SECONDS):
+                self.looked_through.records += await look_through_topics(self._scanner, broker, self._topics.prefix)
+        except (TimeoutError, KafkaError) as error:
+            self.looked_through.broken_off.append(repr(error))
+        return await self._first_records()
+
+    async def _first_records(self) -> Firsts:
+        async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
+            return await first_records(self._stack.broker.bootstrap_servers, self._topics.prefix)
+
+    async def _note_loss(self, injected: Injected, before: Firsts) -> None:
+        """A loss of what was not there is none, nor one after which a record stands where it stood."""
+        kept = survivors(before, await self._first_records())
+        injected.effect = f"{len(before)} partitions lost their records"
+        if not before:
+            injected.in_vain = "there were no records"
+        elif kept:
+            injected.in_vain = f"these kept their records: {', '.join(kept)}"
 
     async def _until_topics_exist(self, topics: Topics) -> None:
         """A topic that is still being deleted cannot be created."""
@@ -158,19 +236,73 @@ class Injector:
                 else:
                     return
 
-    async def _reset_offsets(self, injection: Injection) -> None:
+    async def _reset_offsets(self, injected: Injected) -> None:
         """Stop a service's replicas, since a group in use takes no offsets from others, and begin at 0 again."""
-        names = [name for name in replica_names(REPLICAS) if name.partition("-")[0] == injection.target]
+        service = injected.injection.target
+        names = replicas_of(service)
+        groups = _groups(service, self._topics)
+        await self._until_consumed(groups)
         self.down.update(names)
         for name in names:
             self._stack.services[name].ask_to_stop()
         for name in names:
             await asyncio.to_thread(self._stack.services[name].stop)
-        topics = Topics(self._stack.environment()["KAFKA_TOPIC_PREFIX"])
-        for group, consumed in _groups(injection.target, topics).items():
-            await self._commit_zero(group, consumed)
+        before = await self._committed(groups)
+        for group, consumed in groups.items():
+            try:
+                # In a thread of its own: the starts of servers hold up this loop for longer than a session lasts.
+                await asyncio.to_thread(asyncio.run, self._commit_zero(group, consumed))
+            except (TimeoutError, KafkaError) as error:
+                injected.in_vain = f"{group} could not be reset: {error!r}"
+        if not_reset := sum((await self._committed(groups)).values()):
+            injected.in_vain = injected.in_vain or f"the offsets still add up to {not_reset}"
         for name in names:
             await self._start(name)
+        injected.ended = time.time()
+        for name in names:
+            await self._until_up(name)
+        await self._note_repetition(injected, groups, before)
+
+    async def _until_consumed(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Where the broker has just lost its data there is nothing yet that could come again."""
+        deadline = time.monotonic() + _AGAIN_SECONDS
+        async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
+            await self._until_topics_exist(self._topics)
+        while time.monotonic() < deadline:
+            if sum((await self._committed(groups)).values()):
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _committed(self, groups: Mapping[str, Sequence[str]]) -> dict[TopicPartition, int]:
+        broker = self._stack.broker.bootstrap_servers
+        stands: dict[TopicPartition, int] = {}
+        async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
+            for group, topics in groups.items():
+                stands |= await self._committed_by(broker, group, topics)
+        return stands
+
+    @staticmethod
+    async def _committed_by(broker: str, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        while True:
+            try:
+                return await committed_offsets(broker, group, _partitions_of(topics))
+            except KafkaError:  # a group whose members come and go has no coordinator for moments
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _note_repetition(
+        self, injected: Injected, groups: Mapping[str, Sequence[str]], before: Mapping[TopicPartition, int]
+    ) -> None:
+        """Records came again if the group, having stood at 0, commits them again. All of them come in the end; that
+        many have after some seconds is enough to know."""
+        wanted, again = sum(before.values()), 0
+        began = time.monotonic()
+        while again < wanted and time.monotonic() - began < (_ENOUGH_SECONDS if again else _AGAIN_SECONDS):
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = await self._committed(groups)
+            again = sum(min(offset, now.get(partition, 0)) for partition, offset in before.items())
+        injected.effect = f"{again} of {wanted} records were done again"
+        if not again:
+            injected.in_vain = injected.in_vain or f"none of {wanted} records came again"
 
     async def _commit_zero(self, group: str, topics: Sequence[str]) -> None:
         """Join the group as its only member and commit 0 everywhere. The embedded broker takes offsets from members
@@ -184,7 +316,7 @@ class Injector:
             session_timeout_ms=round((self._stack.broker.session_timeout_seconds or 10.0) * 1000),
             heartbeat_interval_ms=400,
         )
-        partitions = {TopicPartition(topic, number) for topic in topics for number in range(_PARTITIONS)}
+        partitions = set(_partitions_of(topics))
         async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
             await consumer.start()
             try:
@@ -194,7 +326,7 @@ class Injector:
             finally:
                 await consumer.stop()
 
-    async def _clash_refreshes(self, _injection: Injection) -> None:
+    async def _clash_refreshes(self, _injected: Injected) -> None:
         """End all access tokens, and ask every replica of the API for a refresh of every token at once."""
         await self._control.expire_access()
         urls = [self._stack.url(name) for name in replica_names(REPLICAS) if name.startswith("api")]
@@ -210,9 +342,9 @@ class Injector:
                 return_exceptions=True,
             )
 
-    async def _take_allegro_away(self, injection: Injection) -> None:
+    async def _take_allegro_away(self, injected: Injected) -> None:
         await self._control.set_faults({**self._faults, "maintenance": True})
-        await asyncio.sleep(injection.for_seconds)
+        await asyncio.sleep(injected.injection.for_seconds)
         await self._control.set_faults(self._faults)
 
     async def _start(self, name: str) -> None:
@@ -220,10 +352,31 @@ class Injector:
         child.start()
         self.down.discard(name)
 
+    async def _start_and_wait(self, injected: Injected, name: str) -> None:
+        await self._start(name)
+        injected.ended = time.time()
+        await self._until_up(name)
+
+    async def _until_up(self, name: str) -> None:
+        """Until it says that it is ready, or for as long as one may wait for it: others may have been struck, too."""
+        deadline = time.monotonic() + _UP_SECONDS
+        async with httpx.AsyncClient(timeout=_ANSWER_SECONDS) as http:
+            while time.monotonic() < deadline:
+                try:
+                    if (await http.get(f"{self._stack.url(name)}/readyz")).is_success:
+                        return
+                except httpx.HTTPError:
+                    pass
+                await asyncio.sleep(_LOOK_SECONDS)
+
     async def until_ready(self) -> None:
         """Wait until every replica says that it is ready."""
         for name, child in self._stack.services.items():
             await asyncio.to_thread(child.wait_until_http, f"{self._stack.url(name)}/readyz", _READY_SECONDS)
+
+
+def _partitions_of(topics: Sequence[str]) -> list[TopicPartition]:
+    return [TopicPartition(topic, number) for topic in topics for number in range(_PARTITIONS)]
 
 
 def _groups(service: str, topics: Topics) -> Mapping[str, Sequence[str]]:

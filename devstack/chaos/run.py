@@ -8,7 +8,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -28,8 +30,8 @@ from devstack.chaos.injector import Injected, Injector
 from devstack.chaos.plan import REPLICAS, make_plan
 from devstack.chaos.watch import Watch, violations, watch_rows
 from devstack.errors import DevstackError
-from devstack.ledger import Comparison, compare
-from devstack.secrecy import Keys, known_secrets
+from devstack.ledger import Comparison, compare, parse
+from devstack.secrecy import Keys, known_secrets, look_through_answer
 from devstack.stack import Stack, without_ours
 from shared.topics import Topics
 
@@ -39,6 +41,7 @@ _TASK_SECONDS = 15.0
 _SHOWN = 20
 _QUIET_SECONDS = 15.0
 _LIST_LAG_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 # Bodies that PostgreSQL or ordinary readers stumble over, and that are nevertheless orders. They stay: they are data.
 _TOXIC = {"toxic": {"rate": 0.02, "kinds": ["nul", "duplicate_keys", "huge_number", "big"], "amount": 200_000}}
 _LYING_JOURNAL = {
@@ -56,8 +59,9 @@ _LYING_JOURNAL = {
 _BAD_NETWORK = {
     "http_429": {"rate": 0.002, "amount": 2},
     "http_5xx": 0.03,
-    "timeout": {"rate": 0.005, "amount": 3},
-    "slow_body": {"rate": 0.01, "amount": 2},
+    # Silent until the client gives up, which it does after _TIMEOUT_SECONDS; of slow bodies one half takes too long.
+    "timeout": {"rate": 0.005, "amount": 0},
+    "slow_body": {"rate": 0.01, "amount": _TIMEOUT_SECONDS * 1.4},
     "cut_connection": 0.02,
     "malformed_json": 0.02,
     "captcha_403": 0.05,
@@ -87,12 +91,13 @@ SELECT (SELECT count(*) FROM orders WHERE gone_at IS NULL) AS orders, (SELECT co
        (SELECT count(*) FROM user_tokens WHERE status <> 'active') AS tokens
 """
 
+_LOADED = "SELECT count(*) FROM sync_history WHERE kind = 'initial' AND completed_at IS NOT NULL"
+
+_COVERED = "SELECT user_token_id, covered_event_id FROM journal_cursors"
+
 _LAST_RUN = "SELECT * FROM sync_history WHERE task_id = $1"
 
-_CHANGES_SINCE = """
-SELECT count(*) FILTER (WHERE op = 'added') AS added, count(*) FILTER (WHERE op = 'updated') AS updated
-  FROM chaos.changes WHERE user_token_id = $1 AND id > $2
-"""
+_CHANGES_SINCE = "SELECT order_id, op FROM chaos.changes WHERE user_token_id = $1 AND id > $2 ORDER BY id"
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,25 @@ class Options:
     keep: bool = False
 
     @property
+    def unlisted(self) -> Sequence[str]:
+        """Users who are loaded before the first fault, and not listed again before the comparison: what is lost of
+        them, no listing brings back. None where only Allegro is at fault, from the first listing on."""
+        return () if self.calm else [f"shop-{number}" for number in range(2, self.sellers + 1, 2)]
+
+    @property
+    def listed(self) -> Sequence[str]:
+        """Users whose first load is under way when the first fault strikes, and who are listed all the time."""
+        return [user for number in range(1, self.sellers + 1) if (user := f"shop-{number}") not in self.unlisted]
+
+    @property
     def faults(self) -> Mapping[str, object]:
         """Of Allegro, while the sellers sell."""
         return _LYING_ALLEGRO if self.calm else _FAULTS
+
+    @property
+    def first_faults(self) -> Mapping[str, object]:
+        """Of Allegro, from the first consent on. A body that is toxic only later would change without an event."""
+        return _LYING_ALLEGRO if self.calm else {**_TOXIC, "event_stats_null": 0.5}
 
     @property
     def lasting_faults(self) -> Mapping[str, object]:
@@ -125,34 +146,57 @@ class Report:
 
     checks: dict[str, list[str]] = field(default_factory=dict)
     done: list[Injected] = field(default_factory=list)
+    left_out: int = 0
     memory: Mapping[str, float] = field(default_factory=dict)
+    growth: Mapping[str, float] = field(default_factory=dict)
     struck: Mapping[str, int] = field(default_factory=dict)
+    timeouts: int = 0
     comparison: Comparison = field(default_factory=Comparison)
+    waits: Sequence[float] = ()
     drain_seconds: float = 0.0
+    looked_through: dict[str, int] = field(default_factory=dict)
     megabytes: float = 0.0
     states: int = 0
+    withheld: int = 0
+    found_by_last_listing: int = 0
 
     @property
     def good(self) -> bool:
         return not any(self.checks.values())
 
-    def as_json(self, options: Options) -> str:
-        """The last line of the run: the counts."""
+    def as_json(self, options: Options, *, broken: str = "") -> str:
+        """The last line of the run: the counts; of a broken run as far as they go."""
+        verdict_in_a_word = "passed" if self.good else "failed"
         return json.dumps(
             {
-                "chaos": "passed" if self.good else "failed",
+                "chaos": "broken" if broken else verdict_in_a_word,
+                **({"error": broken} if broken else {}),
                 "seed": options.seed,
                 "minutes": options.minutes,
                 "faults": len(self.done),
+                "faults_left_out": self.left_out,
                 "allegro_faults": sum(self.struck.values()),
+                "timeouts": self.timeouts,
                 "orders": self.comparison.orders,
+                "merged": self.comparison.merged,
                 "events": self.comparison.events,
                 "states": self.states,
+                "withheld": self.withheld,
+                "found_by_last_listing": self.found_by_last_listing,
                 "differences": self.comparison.differences,
                 "problems": {name: len(complaints) for name, complaints in self.checks.items()},
                 "recovery_seconds_max": round(max((one.recovery_seconds for one in self.done), default=0.0), 1),
+                "recovery_seconds_undisturbed_max": round(
+                    max((one.undisturbed_seconds for one in self.done), default=0.0), 1
+                ),
+                "wait_seconds": {
+                    name: round(verdict.quantile(self.waits, share), 1)
+                    for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+                },
                 "drain_seconds": round(self.drain_seconds, 1),
                 "memory_mb": {name: round(used) for name, used in self.memory.items()},
+                "growth_mb": {name: round(grown) for name, grown in self.growth.items()},
+                "looked_through": {**self.looked_through, "megabytes": round(self.megabytes)},
             }
         )
 
@@ -177,42 +221,57 @@ class Chaos:
         self._say = say
         self._sellers: dict[int, str] = {}
         self._users: dict[int, str] = {}
+        self._withheld: set[str] = set()
         self._topics = Topics(stack.environment()["KAFKA_TOPIC_PREFIX"])
 
     async def run(self) -> None:
         """Everything; what is wrong ends up in the report."""
         async with self._stack.connection() as database:
             await watch_rows(database)
-        await self._control.set_faults(_LYING_ALLEGRO if self._options.calm else {})
+        await self._control.set_faults(self._options.first_faults)
         async with self._api("api") as api:
-            await asyncio.gather(*(self._connect(api, f"shop-{n}") for n in range(1, self._options.sellers + 1)))
+            if not self._options.calm:
+                await asyncio.gather(*(self._connect(api, user) for user in self._options.unlisted))
+                await self._until_loaded()
+            await asyncio.gather(*(self._connect(api, user) for user in self._options.listed))
         seconds = self._options.minutes * 60
         await self._control.set_faults(self._options.faults)
         await self._control.start_live(round(seconds * self._options.live_rate), self._options.live_rate)
-        injector = Injector(self._stack, self._control, list(self._sellers), self._options.faults, self._say)
+        injector = Injector(
+            self._stack, self._control, list(self._sellers), self._options.faults, self._scanner, self._say
+        )
         watch = Watch(self._stack, injector.down.__contains__)
         watching = asyncio.create_task(watch.run())
         asking = asyncio.create_task(asyncio.sleep(0) if self._options.calm else self._ask_for_listings())
-        began = time.time()
         try:
-            await injector.run([] if self._options.calm else make_plan(self._options.seed, seconds))
+            await injector.run([] if self._options.calm else make_plan(self._options.seed, seconds), seconds)
             asking.cancel()
             await self._control.set_faults(self._options.lasting_faults)
             self._say("waiting until nothing is owed any more")
             await self._settle(injector)
+            await self._judge_before_the_last_listing()
             await self._list_once_more()
-            self._report.struck = (await self._control.stats())["faults_struck"]
-            await self._judge(injector, began)
+            await self._judge(injector, watch)
         finally:
             watching.cancel()
             asking.cancel()
-            await asyncio.gather(watching, asking, return_exceptions=True)
-            self._report.done, self._report.memory = injector.done, watch.memory
-        self._report.checks["services that ended"] = watch.deaths
-        self._report.checks["memory"] = verdict.too_much_memory(watch.memory)
+            ends = await asyncio.gather(watching, asking, return_exceptions=True)
+            self._report.done, self._report.left_out = injector.done, injector.left_out
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
     def _api(self, name: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"{self._stack.url(name)}/api/v1", timeout=60)
+        return httpx.AsyncClient(
+            base_url=f"{self._stack.url(name)}/api/v1", timeout=60, event_hooks={"response": [self._saw]}
+        )
+
+    async def _saw(self, answer: httpx.Response) -> None:
+        await look_through_answer(self._scanner, answer)
+        self._count("answers", 1)
+
+    def _count(self, what: str, number: int) -> None:
+        self._report.looked_through[what] = self._report.looked_through.get(what, 0) + number
 
     async def _connect(self, api: httpx.AsyncClient, user: str) -> None:
         """The device flow, before anything goes wrong: what may go wrong in it has tests of its own."""
@@ -229,10 +288,18 @@ class Chaos:
         self._sellers[task["token_id"]] = seller
         self._users[task["token_id"]] = user
 
+    async def _until_loaded(self) -> None:
+        async with asyncio.timeout(self._options.drain_seconds), self._stack.connection() as database:
+            while True:
+                if await database.fetchval(_LOADED) == len(self._sellers):
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+
     async def _ask_for_listings(self) -> None:
-        """While faults strike, listings are always under way; whether the API answers is of no matter here."""
+        """While faults strike, listings are always under way; whether the API answers is of no matter here. Only of
+        every other seller: what is lost of the others no listing brings back before the comparison."""
         kinds = ({"kind": "full"}, {"from": "2026-01-01T00:00:00Z"})
-        users = list(self._users.values())
+        users = self._options.listed
         for number, body in enumerate(cycle(kinds)):
             async with self._api("api" if number % 2 else "api-2") as api:
                 try:
@@ -269,6 +336,28 @@ class Chaos:
             await asyncio.sleep(_POLL_SECONDS)
         self._report.drain_seconds = time.monotonic() - began
 
+    async def _judge_before_the_last_listing(self) -> None:
+        """What the journal told of has to be stored by now, and no listing is to thank for it."""
+        async with self._stack.connection() as database:
+            self._withheld = await self._find_withheld(database)
+            found = await compare(self._control, list(self._sellers.values()), database, may_differ=self._withheld)
+        self._report.withheld = len(self._withheld)
+        self._report.checks["before the last listing"] = [str(difference) for difference in found.shown]
+
+    async def _find_withheld(self, database: asyncpg.Connection) -> set[str]:
+        """The orders that only a listing can bring."""
+        covered = {row["user_token_id"]: row["covered_event_id"] or 0 for row in await database.fetch(_COVERED)}
+        return {
+            line["order_id"]
+            for token, seller in self._sellers.items()
+            async for line in self._ledger_of(seller)
+            if verdict.may_differ(line, covered[token])
+        }
+
+    async def _ledger_of(self, seller_id: str) -> AsyncIterator[Mapping[str, Any]]:
+        async for line in self._control.ledger("orders", seller_id):
+            yield parse(line)
+
     async def _list_once_more(self) -> None:
         """One reconciliation of every seller: it finds what the journal never told, and its counts are exact."""
         summary = {one["seller_id"]: one for one in (await self._control.summary())["by_seller"]}
@@ -284,13 +373,16 @@ class Chaos:
                 if run is None:
                     complaints.append(f"the last listing of {self._users[token]} did not end")
                     continue
-                changes = await database.fetchrow(_CHANGES_SINCE, token, before)
+                changes = await database.fetch(_CHANGES_SINCE, token, before)
+                made = Counter(change["op"] for change in changes)
                 complaints += verdict.wrong_listing(
                     run,
                     listed=summary[self._sellers[token]]["orders"],
-                    added=changes["added"],
-                    updated=changes["updated"],
+                    added=made["added"],
+                    updated=made["updated"],
                 )
+                complaints += verdict.unexpected_changes(changes, self._withheld)
+                self._report.found_by_last_listing += len(changes)
         self._report.checks["last listing"] = complaints
 
     async def _end_of(self, database: asyncpg.Connection, task_id: str) -> Mapping[str, Any] | None:
@@ -304,20 +396,34 @@ class Chaos:
         except TimeoutError:
             return None
 
-    async def _judge(self, injector: Injector, began: float) -> None:
-        checks = self._report.checks
+    async def _judge(self, injector: Injector, watch: Watch) -> None:
+        report, checks = self._report, self._report.checks
         async with self._stack.connection() as database:
             checks["states"] = await self._states(database)
-            self._report.comparison = await compare(self._control, list(self._sellers.values()), database)
-            checks["ledger"] = [str(difference) for difference in self._report.comparison.shown]
+            report.comparison = await compare(self._control, list(self._sellers.values()), database)
+            checks["ledger"] = [str(difference) for difference in report.comparison.shown]
             checks["rows that went back"] = await violations(database)
             checks["stuck"] = await verdict.stuck(database)
             checks |= await verdict.wrong_rows(database)
-            for injected in injector.done:
-                await verdict.note_recovery(database, injected, began)
+            found, checks["events without a look"] = await verdict.waits(database)
+            report.waits = sorted(wait.seconds for wait in found)
+            verdict.note_recovery(injector.done, found)
             checks["recovery"] = verdict.too_slow(injector.done)
             checks["tokens that do not work"] = await self._useless_tokens()
             await self._look_for_secrets(database)
+        self._count("records", injector.looked_through.records)
+        report.struck = (await self._control.stats())["faults_struck"]
+        async with httpx.AsyncClient(timeout=30) as http:
+            await watch.ask_once(http)
+        report.timeouts = watch.timeouts
+        checks["faults in vain"] = verdict.in_vain(injector.done)
+        checks["faults of Allegro that never struck"] = verdict.not_struck(self._options.faults, report.struck)
+        if "timeout" in self._options.faults and not report.timeouts:
+            checks["faults of Allegro that never struck"].append("no service ever waited in vain for an answer")
+        checks["services that ended"] = watch.deaths
+        lives = list(watch.lives.values())
+        checks["memory"] = verdict.too_much_memory(lives)
+        report.memory, report.growth = watch.most_memory, verdict.most_growth(lives)
 
     async def _states(self, database: asyncpg.Connection) -> list[str]:
         """What is published follows what is stored: wait for it, a while."""
@@ -347,8 +453,10 @@ class Chaos:
             for name in self._stack.services:
                 answer = (await http.get(f"{self._stack.url(name)}/metrics")).raise_for_status()
                 self._scanner.look(f"metrics of {name}", answer.text)
-        await look_through_tables(self._scanner, database)
-        await look_through_topics(self._scanner, self._stack.broker.bootstrap_servers, self._topics.prefix)
+                self._count("metrics", len(answer.text))
+        self._count("tables", await look_through_tables(self._scanner, database))
+        broker = self._stack.broker.bootstrap_servers
+        self._count("records", await look_through_topics(self._scanner, broker, self._topics.prefix))
 
 
 def fault_table(report: Report) -> Table:
@@ -358,12 +466,14 @@ def fault_table(report: Report) -> Table:
     table.add_column("fault")
     table.add_column("lasted", justify="right")
     table.add_column("recovered after", justify="right")
+    table.add_column("effect")
     for one in report.done:
         table.add_row(
             time.strftime("%H:%M:%S", time.gmtime(one.began)),
             str(one.injection),
-            f"{one.ended - one.began:.1f} s",
+            f"{one.ended - one.began:.1f} s" if one.ended else "not over",
             f"{one.recovery_seconds:.1f} s",
+            one.effect,
         )
     return table
 
@@ -380,30 +490,39 @@ def check_table(report: Report) -> Table:
 
 
 def run(options: Options, console: Console) -> int:
-    """The whole run; 0 only if every check holds."""
-    report = Report()
-    # What the harness's own clients meet while the broker is away is no news.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    folder = Path(tempfile.mkdtemp(prefix="orders-backup-chaos-"))
+    """The whole run; 0 only if every check holds. The last line is JSON, also of a run that could not be finished."""
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    report = Report()
+    try:
+        _run_and_tell(options, console, report, say)
+    except BaseException as error:  # noqa: BLE001 - whoever reads the last line learns that there is no verdict
+        say("".join(traceback.format_exception(error)))
+        say(report.as_json(options, broken=repr(error)))
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
+    say(report.as_json(options))
+    return 0 if report.good else 1
+
+
+def _run_and_tell(options: Options, console: Console, report: Report, say: Callable[[str], None]) -> None:
+    # What the harness's own clients meet while the broker is away is no news.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    folder = Path(tempfile.mkdtemp(prefix="orders-backup-chaos-"))
     try:
         _run_in(folder, options, report, say)
     finally:
+        console.print(fault_table(report))
         if options.keep:
             say(f"data and logs are kept in {folder}")
         else:
-            shutil.rmtree(folder)
-    console.print(fault_table(report))
+            shutil.rmtree(folder, ignore_errors=True)
     say("Allegro's own: " + ", ".join(f"{name} {number}" for name, number in sorted(report.struck.items())))
     console.print(check_table(report))
     for name, complaints in report.checks.items():
         for complaint in complaints[:_SHOWN]:
             say(f"{name}: {complaint}")
-    say(report.as_json(options))
-    return 0 if report.good else 1
 
 
 def _run_in(folder: Path, options: Options, report: Report, say: Callable[[str], None]) -> None:
@@ -427,6 +546,9 @@ def _run_in(folder: Path, options: Options, report: Report, say: Callable[[str],
     )
     with stack:
         stack.start_servers()
+        asyncio.run(_remember_commit_times(stack))
+        stack.database.stop()
+        stack.database.start()
         stack.set_up()
         stack.start_services(replicas=REPLICAS)
         scanner = Scanner(known_secrets(stack, keys))
@@ -438,9 +560,17 @@ def _run_in(folder: Path, options: Options, report: Report, say: Callable[[str],
             for name, child in stack.services.items():
                 say(f"last lines of {name}:\n{processes.tail(child.log, 15)}")
             raise
-    look_through_files(scanner, folder, ("*.log*", "*.out"))
+    report.looked_through["files"] = look_through_files(scanner, folder, ("*.log*", "*.out"))
     report.megabytes = scanner.bytes_looked_at / 1e6
-    report.checks["secrets"] = [str(leak) for leak in scanner.leaks]
+    report.checks["secrets"] = [
+        *(str(leak) for leak in scanner.leaks),
+        *verdict.nothing_looked_at(report.looked_through),
+    ]
+
+
+async def _remember_commit_times(stack: Stack) -> None:
+    async with stack.connection() as database:
+        await database.execute("ALTER SYSTEM SET track_commit_timestamp = on")
 
 
 async def _work(options: Options, stack: Stack, scanner: Scanner, report: Report, say: Callable[[str], None]) -> None:
@@ -457,7 +587,7 @@ def _settings() -> Mapping[str, str]:
         "POLLER_LEASE_SECONDS": "10",
         "POLLER_REDELIVERY_SECONDS": "15",
         "POLLER_WINDOW_REDELIVERY_SECONDS": "30",
-        "ALLEGRO_TIMEOUT_SECONDS": "5",
+        "ALLEGRO_TIMEOUT_SECONDS": f"{_TIMEOUT_SECONDS:g}",
         "ALLEGRO_DEVICE_LIMIT_PER_MINUTE": "1000",
         "KAFKA_TOPIC_PREFIX": "chaos-",
     }

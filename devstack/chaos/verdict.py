@@ -1,21 +1,43 @@
 """The checks at the end of a run: each returns what is wrong, in words; nothing wrong is an empty list."""
 
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import asyncpg
 
 from devstack.chaos.injector import Injected
+from devstack.chaos.watch import Life
 
-MOST_MEMORY_MB = 400.0
-_RECOVERY_LIMIT_SECONDS = 600.0
+MOST_MEMORY_MB = 150.0
+MOST_GROWTH_MB = 25.0
+# A process that lived shorter tells nothing about growth, and the first seconds of one are its start.
+_LONG_LIFE_SECONDS = 45
+_START_SECONDS = 10
+# A look whose request was lost with the broker is asked for again after two minutes, give or take a tenth
+# (`services/poller/redelivery.py`); half a minute more for groups to form and for the look itself. Measured: 131 s
+# after the last loss, on two busy cores. That the interval is so long is the product's choice.
+RECOVERY_LIMIT_SECONDS = 165.0
 
-# What happened until a fault was over, and was not yet stored then: when was the last of it stored?
+# Events that the initial load covers need no look of their own. An order that is not stored, or gone, had vanished when
+# it was looked for: what became of its events cannot be told from looks.
 # language=sql
-_RECOVERY = """
-SELECT coalesce(max(extract(epoch FROM stored_at)), $1::float8) - $1::float8 FROM order_events
- WHERE event_id <= ($1::float8 * 1000000)::bigint AND event_id > ($2::float8 * 1000000)::bigint
-   AND stored_at > to_timestamp($1::float8)
+_EVENTS = """
+SELECT e.event_id, e.user_token_id, e.allegro_order_id, o.id IS NULL OR o.gone_at IS NOT NULL AS vanished
+  FROM order_events e JOIN journal_cursors c USING (user_token_id)
+  LEFT JOIN orders o USING (user_token_id, allegro_order_id)
+ WHERE e.event_id > coalesce(c.covered_event_id, 0) AND e.allegro_order_id IS NOT NULL
+ ORDER BY e.event_id
+"""
+
+# language=sql
+_LOOKS = """
+SELECT user_token_id, order_id, (extract(epoch FROM observed_at) * 1000000)::bigint AS observed_us,
+       (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint AS committed_us
+  FROM chaos.looks
 """
 
 # language=sql
@@ -86,23 +108,127 @@ async def wrong_rows(connection: asyncpg.Connection) -> dict[str, list[str]]:
     return found
 
 
-def too_much_memory(memory: Mapping[str, float]) -> list[str]:
-    """Processes that ever had more memory than a small multiple of what they have when idle."""
-    return [f"{name} had {used:.0f} MB" for name, used in memory.items() if used > MOST_MEMORY_MB]
+def may_differ(line: Mapping[str, Any], covered_event_id: int) -> bool:
+    """Whether only a listing can bring an order, or its present state: by the ledger's word the journal did not tell
+    after its last change, or there was nothing to tell and a page of the list left it out. Events that the initial
+    load covers tell nothing, since the load brings their orders."""
+    if line["announced"] is False:
+        return True
+    told = line["announced"] and int(line["last_event_id"]) > covered_event_id
+    return bool(line["hidden"] and not told)
 
 
-async def note_recovery(connection: asyncpg.Connection, injected: Injected, since: float) -> None:
-    """How long after the fault everything that had happened until its end was stored."""
-    injected.recovery_seconds = await connection.fetchval(_RECOVERY, injected.ended, since)
+def too_much_memory(lives: Iterable[Life]) -> list[str]:
+    """Processes that had more memory than a small multiple of what they have when idle, or ever more of it."""
+    complaints, told = [], False
+    for life in lives:
+        if (most := max(life.memory)) > MOST_MEMORY_MB:
+            complaints.append(f"{life.service} had {most:.0f} MB")
+        if (growth := growth_of(life)) is not None:
+            told = True
+            if growth > MOST_GROWTH_MB:
+                complaints.append(f"{life.service} grew by {growth:.0f} MB in {len(life.memory)} s")
+    return complaints if told else [*complaints, "no process lived long enough to tell whether it grows"]
 
 
-def too_slow(done: list[Injected]) -> list[str]:
+def growth_of(life: Life) -> float | None:
+    """How much more a process had in the last third of its life than in the first (MB); None if it was a short one."""
+    if len(life.memory) < _LONG_LIFE_SECONDS:
+        return None
+    settled = life.memory[_START_SECONDS:]
+    third = len(settled) // 3
+    return sum(settled[-third:]) / third - sum(settled[:third]) / third
+
+
+def most_growth(lives: Iterable[Life]) -> dict[str, float]:
+    """By service, the most that any of its processes grew that lived long enough."""
+    most: dict[str, float] = {}
+    for life in lives:
+        if (growth := growth_of(life)) is not None:
+            most[life.service] = max(most.get(life.service, growth), growth)
+    return most
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of them (sorted) does not exceed; 0 of none."""
+    return values[min(int(len(values) * share), len(values) - 1)] if values else 0.0
+
+
+@dataclass(frozen=True)
+class Wait:
+    """One event: when Allegro's journal had it, and when the first look after that was committed; microseconds."""
+
+    visible: int
+    settled: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.settled - self.visible) / 1e6
+
+
+async def waits(connection: asyncpg.Connection) -> tuple[list[Wait], list[str]]:
+    """How long every event waited for its look, in the order of events; and in words those that got none."""
+    looks: defaultdict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
+    for row in await connection.fetch(_LOOKS):
+        looks[row["user_token_id"], row["order_id"]].append((row["observed_us"], row["committed_us"]))
+    for each in looks.values():
+        each.sort()
+    found, none = [], []
+    for row in await connection.fetch(_EVENTS):
+        each = looks[row["user_token_id"], row["allegro_order_id"]]
+        later = each[bisect_left(each, (row["event_id"], 0)) :]
+        if later:
+            found.append(Wait(row["event_id"], min(committed for _, committed in later)))
+        elif not row["vanished"]:
+            none.append(f"nobody looked at order {row['allegro_order_id']} after event {row['event_id']}")
+    return found, none
+
+
+def note_recovery(done: Sequence[Injected], found: Sequence[Wait]) -> None:
+    """How long after each fault the last event that Allegro had by its end was looked at, and that was stored;
+    and how much of it no other fault lasted."""
+    visible = [wait.visible for wait in found]
+    settled = list(accumulate((wait.settled for wait in found), max))
+    for one in done:
+        before = bisect_right(visible, round(one.ended * 1e6))
+        recovered = max(one.ended, settled[before - 1] / 1e6) if before else one.ended
+        one.recovery_seconds = recovered - one.ended
+        others = [(other.began, other.ended) for other in done if other is not one]
+        one.undisturbed_seconds = one.recovery_seconds - _covered(one.ended, recovered, others)
+
+
+def _covered(begin: float, end: float, intervals: Iterable[tuple[float, float]]) -> float:
+    """How much of the time from `begin` to `end` lies in at least one of the intervals."""
+    total, at = 0.0, begin
+    for first, last in sorted(intervals):
+        total += max(0.0, min(last, end) - max(first, at))
+        at = max(at, min(last, end))
+    return total
+
+
+def too_slow(done: Iterable[Injected]) -> list[str]:
     """Faults after which it took too long."""
     return [
-        f"{one.injection}: recovered after {one.recovery_seconds:.0f} s"
+        f"{one.injection}: recovered after {one.recovery_seconds:.0f} s,"
+        f" {one.undisturbed_seconds:.0f} of them undisturbed"
         for one in done
-        if one.recovery_seconds > _RECOVERY_LIMIT_SECONDS
+        if one.undisturbed_seconds > RECOVERY_LIMIT_SECONDS
     ]
+
+
+def in_vain(done: Iterable[Injected]) -> list[str]:
+    """Faults that did nothing, which proves nothing."""
+    return [f"{one.injection}: {one.in_vain}" for one in done if one.in_vain]
+
+
+def not_struck(wanted: Iterable[str], struck: Mapping[str, int]) -> list[str]:
+    """Faults of Allegro that were switched on and never struck."""
+    return [f"{name} never struck" for name in wanted if not struck.get(name)]
+
+
+def nothing_looked_at(looked_through: Mapping[str, int]) -> list[str]:
+    """A search for secrets that had nothing to look through finds none."""
+    return [f"there were no {what} to look through" for what, number in looked_through.items() if not number]
 
 
 def wrong_listing(run: Mapping[str, Any], *, listed: int, added: int, updated: int) -> list[str]:
@@ -113,3 +239,12 @@ def wrong_listing(run: Mapping[str, Any], *, listed: int, added: int, updated: i
         for name, right in expected.items()
         if run[name] != right
     ] + ([] if run["status"] == "completed" else [f"the last listing of {run['user_id']} is {run['status']}"])
+
+
+def unexpected_changes(changes: Iterable[Mapping[str, Any]], withheld: Container[str]) -> list[str]:
+    """What a listing brought to light although the journal had told of it: it had been lost."""
+    return [
+        f"order {one['order_id']} was {one['op']} by the last listing, and its events had come"
+        for one in changes
+        if one["order_id"] not in withheld
+    ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from devstack.ledger import Comparison, Difference, Entry, compare_chunk, first_difference, order_entry, parse
+from devstack.ledger import Comparison, Copy, Difference, Entry, compare_chunk, first_difference, order_entry, parse
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_every_missing_and_changed_row_is_counted() -> None:
     result = Comparison()
 
     expected = [Entry("a", {"x": 1}), Entry("b", {"x": 1}), Entry("c", {"x": 1})]
-    compare_chunk("order", "7", expected, {"a": {"x": 1}, "b": {"x": 2}}, result)
+    compare_chunk("order", "7", expected, {"a": Copy({"x": 1}), "b": Copy({"x": 2})}, result)
 
     assert result == Comparison(
         orders=3,
@@ -61,10 +61,45 @@ def test_every_missing_and_changed_row_is_counted() -> None:
 def test_what_allegro_no_longer_serves_may_be_stored_or_not() -> None:
     result = Comparison()
 
-    expected = [Entry("merged", None, served=False), Entry("too-old", None, served=False)]
-    compare_chunk("order", "7", expected, {"merged": {"x": 1}}, result)
+    expected = [Entry("merged", None, served=False, successor="whole"), Entry("too-old", None, served=False)]
+    compare_chunk("order", "7", expected, {"too-old": Copy({"x": 1})}, result)
 
     assert result == Comparison()
+
+
+@pytest.mark.parametrize(
+    ("copy", "reason"),
+    [
+        (Copy({}), "it was merged into whole and is not marked as gone"),
+        (Copy({}, gone=True), "its successor is None instead of whole"),
+        (Copy({}, gone=True, successor="other"), "its successor is other instead of whole"),
+    ],
+)
+def test_the_copy_of_a_merged_order_says_where_it_went(copy: Copy, reason: str) -> None:
+    result = Comparison()
+
+    merged = Entry("merged", None, served=False, successor="whole")
+    compare_chunk("order", "7", [merged], {"merged": Copy({}, gone=True, successor="whole")}, result)
+    compare_chunk("order", "7", [merged], {"merged": copy}, result)
+
+    assert result.merged == 2
+    assert result.shown == [Difference("different", "order", "7", "merged", reason)]
+
+
+def test_a_listed_order_is_not_gone() -> None:
+    result = Comparison()
+
+    compare_chunk("order", "7", [Entry("a", {"x": 1})], {"a": Copy({"x": 1}, gone=True)}, result)
+
+    assert [found.reason for found in result.shown] == ["it is marked as gone and Allegro serves it"]
+
+
+def test_an_order_that_may_differ_is_not_looked_at() -> None:
+    result = Comparison()
+
+    compare_chunk("order", "7", [Entry("a", {}), Entry("b", {})], {}, result, may_differ={"a"})
+
+    assert [found.id for found in result.shown] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +112,9 @@ def test_what_allegro_no_longer_serves_may_be_stored_or_not() -> None:
     ],
 )
 def test_only_a_readable_listed_order_is_asked_for(line: dict[str, Any], served: bool) -> None:
-    assert order_entry({"order_id": "a", **line}) == Entry("a", line["order"], served)
+    successor = "b" if line["state"] == "merged" else None
+
+    assert order_entry({"order_id": "a", "successor": "b", **line}) == Entry("a", line["order"], served, successor)
 
 
 def test_only_the_first_differences_are_kept() -> None:

@@ -22,7 +22,9 @@ class Truth:
         assert seller_id == "7"
         for document in self._documents[kind]:
             if kind == "orders":
-                yield json.dumps({"order_id": document["id"], "state": "listed", "order": document})
+                merged = {"state": "merged", "order": None, "successor": document.get("successor")}
+                listed = {"state": "listed", "order": document, "successor": None}
+                yield json.dumps({"order_id": document["id"], **(merged if "successor" in document else listed)})
             else:
                 yield json.dumps({"event_id": document["id"], "event": document, "expired": False})
 
@@ -86,6 +88,23 @@ async def test_an_order_that_jsonb_cannot_hold_is_compared_by_its_bytes(database
     await database.execute("UPDATE orders SET order_raw = $1", json.dumps(order).encode())
 
     assert (await compare(Truth([order], []), ["7"], database)).equal
+
+
+async def test_gone_orders_and_their_successors_are_compared(database: asyncpg.Connection) -> None:
+    merged = [{**an_order(number), "successor": "order-00009"} for number in (1, 2, 3)]
+    await store(database, [*(an_order(number) for number in (1, 2, 3)), an_order(9)], [])
+    await database.execute(
+        "UPDATE orders SET gone_at = now(), successor_order_id = 'order-00009' WHERE allegro_order_id = 'order-00001'"
+    )
+    await database.execute("UPDATE orders SET gone_at = now() WHERE allegro_order_id IN ('order-00002', 'order-00009')")
+
+    result = await compare(Truth([*merged, an_order(9)], []), ["7"], database)
+
+    assert [(found.id, found.reason) for found in result.shown] == [
+        ("order-00002", "its successor is None instead of order-00009"),
+        ("order-00003", "it was merged into order-00009 and is not marked as gone"),
+        ("order-00009", "it is marked as gone and Allegro serves it"),
+    ]
 
 
 async def test_a_seller_that_nobody_connected_is_a_difference(database: asyncpg.Connection) -> None:

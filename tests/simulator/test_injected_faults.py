@@ -84,6 +84,58 @@ def test_a_body_is_slow(start: Start) -> None:
     assert time.monotonic() - began >= 0.25
 
 
+def test_every_other_slow_body_takes_half_the_time(start: Start) -> None:
+    _, seller = faulty(start, {"slow_body": {"endpoints": ["list"], "amount": 0.6}})
+    seller.get("/order/checkout-forms")
+    began = time.monotonic()
+
+    seller.get("/order/checkout-forms")
+
+    assert 0.25 <= time.monotonic() - began < 0.55
+
+
+def test_lagging_lists_and_poisoned_bodies_are_counted(start: Start) -> None:
+    simulator, seller = faulty(start, {"list_lag_seconds": 1, "toxic": {"rate": 1.0, "kinds": ["nul"]}})
+
+    order_id = seller.json("/order/checkout-forms", limit=3)["checkoutForms"][0]["id"]
+    seller.get(f"/order/checkout-forms/{order_id}")
+
+    assert simulator.look("/stats")["faults_struck"] == {"list_lag_seconds": 1, "toxic": 4}
+
+
+def test_the_ledger_names_what_the_journal_kept_back(start: Start) -> None:
+    simulator, seller = faulty(start, {"journal_missing": {"rate": 1.0}}, "--live-history=0")
+    silent = simulator.post("/orders", {"seller_id": seller.seller_id})["order_ids"][0]
+    simulator.put("/faults", {})
+    told = simulator.post("/orders", {"seller_id": seller.seller_id, "count": 2})["order_ids"]
+    wait_until_idle(simulator)
+    simulator.put("/faults", {"journal_missing": {"rate": 1.0}})
+    simulator.post(f"/orders/{told[1]}/advance")
+
+    lines = {line["order_id"]: line for line in simulator.ledger("orders", seller.seller_id)}
+
+    assert {order_id: lines.pop(order_id)["announced"] for order_id in (silent, *told)} == {
+        silent: False,
+        told[0]: True,
+        told[1]: False,
+    }
+    assert {(line["announced"], line["last_event_id"], line["hidden"]) for line in lines.values()} == {
+        (None, None, False)
+    }
+
+
+def test_the_ledger_names_what_the_list_left_out(start: Start) -> None:
+    simulator, seller = faulty(start, {"list_skip": True})
+
+    shown = {order["id"] for order in seller.json("/order/checkout-forms", limit=50)["checkoutForms"]}
+
+    everything = [line for line in simulator.ledger("orders", seller.seller_id) if line["state"] == "listed"]
+    hidden = [line["order_id"] for line in everything if line["hidden"]]
+    assert len(shown) == 49
+    assert len(hidden) == 1
+    assert not shown & set(hidden)
+
+
 def test_bot_protection_stands_before_authorisation(start: Start) -> None:
     simulator, seller = faulty(start, {"captcha_403": True})
 
