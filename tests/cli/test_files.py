@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.app import main
 from cli.errors import is_of_a_file
 from shared.export.manifest import FORMAT, Manifest, as_line
 
@@ -18,14 +19,11 @@ _ROOT = Path(__file__).parents[2]
 _NO_API = ("--api-url", "http://127.0.0.1:1")
 
 
-def _run(*arguments: str, folder: Path, output: Path | None = None) -> tuple[int, str]:
-    command = [sys.executable, "-m", "cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "250"}
-    with (output or Path(os.devnull)).open("w") as out:
-        done = subprocess.run(
-            command, env=environment, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False
-        )
-    return done.returncode, done.stderr
+def _end_of(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["orders-backup", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
 
 
 @pytest.mark.parametrize(
@@ -44,13 +42,15 @@ def test_errors_of_files_are_told_from_those_of_connections(error: Exception, is
 
 
 @pytest.mark.parametrize("form", ["ndjson", "parquet"])
-def test_an_export_into_a_folder_that_is_not_there_has_failed(tmp_path: Path, form: str) -> None:
+def test_an_export_into_a_folder_that_is_not_there_has_failed(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "nowhere" / "orders"
 
-    code, said = _run("orders", "export", "--format", form, "-o", str(target), *_NO_API, folder=tmp_path)
+    code = _end_of("orders", "export", "--format", form, "-o", str(target), *_NO_API, monkeypatch=monkeypatch)
 
     assert code == 1
-    assert said == f"orders-backup: {target}.part: No such file or directory\n"
+    assert capsys.readouterr().err == f"orders-backup: {target}.part: No such file or directory\n"
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,18 @@ def test_an_export_into_a_folder_that_is_not_there_has_failed(tmp_path: Path, fo
     ],
 )
 def test_a_name_that_cannot_be_given_is_refused_before_anything_is_asked_for(
-    tmp_path: Path, form: str, make: Callable[[Path], object]
+    tmp_path: Path,
+    form: str,
+    make: Callable[[Path], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     target = tmp_path / "orders"
     make(target)
 
-    code, said = _run("orders", "export", "--format", form, "-o", str(target), *_NO_API, folder=tmp_path)
+    code = _end_of("orders", "export", "--format", form, "-o", str(target), *_NO_API, monkeypatch=monkeypatch)
 
+    said = capsys.readouterr().err
     assert code == 1
     assert str(target) in said
     assert "give a name" in said
@@ -85,9 +90,15 @@ def test_a_full_disk_behind_standard_output_has_failed(tmp_path: Path) -> None:
     nothing = Manifest(format=FORMAT, orders=0, digest="0" * 64, finished_at=datetime.now(UTC), filters={}, next=None)
     file.write_bytes(as_line(nothing))
 
-    proved = _run("verify", str(file), "--json", folder=tmp_path)
-    code, said = _run("verify", str(file), "--json", folder=tmp_path, output=Path("/dev/full"))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli", "verify", str(file), "--json"],
+            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
 
-    assert proved == (0, "")
-    assert (code, len(said.splitlines())) == (1, 1)
-    assert "No space left on device" in said
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "No space left on device" in done.stderr
