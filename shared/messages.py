@@ -122,6 +122,9 @@ class OrderFetch(_Record):
     wanted_after: AwareDatetime
     bought_at: AwareDatetime | None = None
     attempts: int = Field(default=0, ge=0, description="attempts made before this one")
+    asked_at: AwareDatetime | None = Field(
+        default=None, description="by the clock of observed_at; a look made since then needs no other. null: look"
+    )
     run_id: UUID | None = None
 
 

@@ -25,8 +25,8 @@ class Wanted:
 def merge(records: Iterable[OrderEvent | OrderFetch], recent: RecentLooks) -> list[Wanted]:
     """One look an order, in the order in which they were first named.
 
-    An event that we have looked after is dropped. A record `order-fetch` never is: the poller sends it because the
-    look that we remember did not reach the database.
+    What we have looked after is dropped. For a record `order-fetch` only a look counts that was made after the poller
+    asked: an earlier one may not have reached the database.
     """
     wanted: dict[str, Wanted] = {}
     for record in records:
@@ -40,6 +40,9 @@ def merge(records: Iterable[OrderEvent | OrderFetch], recent: RecentLooks) -> li
 def _wanted(record: OrderEvent | OrderFetch, recent: RecentLooks) -> Wanted | None:
     match record:
         case OrderFetch():
+            asked_at = record.asked_at
+            if asked_at and recent.since((record.token_id, record.order_id), max(record.wanted_after, asked_at)):
+                return None
             return Wanted(record.order_id, record.wanted_after, record.bought_at, record.attempts)
         case OrderEvent(order_id=str(order_id), fetch=True):
             if recent.since((record.token_id, order_id), record.wanted_after):

@@ -46,7 +46,7 @@ UPDATE pending_fetches p
    SET next_attempt_at = now() + least(interval '6 hours', greatest(interval '2 minutes', now() - p.created_at))
                                  * (0.9 + random() * 0.2)
   FROM due WHERE p.user_token_id = due.user_token_id AND p.allegro_order_id = due.allegro_order_id
-RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts,
+RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts, clock_timestamp() AS asked_at,
           (SELECT ARRAY[h.correlation_id, h.traceparent] FROM sync_history r JOIN task_history h USING (task_id)
             WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1) AS request
 """
@@ -149,4 +149,5 @@ def _fetch(row: asyncpg.Record) -> OrderFetch:
         wanted_after=row["wanted_after"],
         bought_at=row["bought_at"],
         attempts=row["attempts"],
+        asked_at=row["asked_at"],
     )

@@ -1,6 +1,6 @@
 """What a lane's records ask for: one look an order (promise P6)."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from services.enricher.hunt import Quarry
 from services.enricher.merge import Plan, Wanted, merge, plan
@@ -31,12 +31,19 @@ def test_an_order_looked_at_after_the_event_is_not_looked_at_again() -> None:
     assert [look.order_id for look in newer] == ["a"]
 
 
-def test_what_the_poller_sends_again_is_always_looked_at() -> None:
-    """The look that we remember may have been lost on its way to the database."""
+def test_what_the_poller_sends_again_is_looked_at_unless_it_was_since_the_poller_asked() -> None:
+    """The look that we remember may have been lost on its way to the database; a later one answers the question."""
     recent = RecentLooks()
     recent.note((1, "a"), after(10))
 
-    assert merge([OrderFetch(token_id=1, order_id="a", wanted_after=NOON)], recent)
+    def again(asked_at: datetime | None, wanted_after: datetime = NOON) -> bool:
+        record = OrderFetch(token_id=1, order_id="a", wanted_after=wanted_after, asked_at=asked_at)
+        return bool(merge([record], recent))
+
+    assert again(None)
+    assert again(after(11))
+    assert again(after(5), wanted_after=after(11))
+    assert not again(after(10))
 
 
 def test_events_covered_by_the_initial_load_or_without_an_order_ask_for_nothing() -> None:
