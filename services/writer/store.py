@@ -17,13 +17,15 @@ from services.writer.batch import Batch, Observation, OrderKey, advance_cursor, 
 from services.writer.reconciliation import Finding, link_merged, note, want_unlisted
 from services.writer.unstorable import Storable, as_it_came
 from services.writer.walk import WalkState, advance_all, is_complete
-from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter
 from shared.errors import PermanentError
 from shared.messages import OrderEvent, OrderFetchFailed, OrderMissing, OrderObserved, WindowFinished
 
 # How long the enricher has for a new event before the poller sends the order out again (docs/architecture.md).
 SETTLE_SECONDS = 120.0
+
+# SQLSTATE classes that speak of the data: data exception, integrity constraint violation, program limit exceeded.
+_CLASSES_OF_DATA = frozenset({"22", "23", "54"})
 
 
 @dataclass
@@ -66,6 +68,13 @@ class RefusedError(PermanentError):
     """PostgreSQL will not take this batch, however often it is offered."""
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether it is the data that cannot be stored. Nobody loses a record for a server that cannot store anything."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in _CLASSES_OF_DATA
+    return isinstance(error, ValueError)  # the driver's complaints about arguments
+
+
 class Store:
     """The tables that only the writer writes."""
 
@@ -81,8 +90,8 @@ class Store:
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 return await _Transaction(connection, batch, storable or {}).run()
-        except (asyncpg.PostgresError, ValueError) as error:  # the driver's complaints about arguments are ValueErrors
-            if isinstance(error, TRANSIENT_DATABASE_ERRORS) and not isinstance(error, ValueError):
+        except (asyncpg.PostgresError, ValueError) as error:
+            if not _is_refusal(error):
                 raise
             raise RefusedError(f"{type(error).__name__}: {error}") from error
 

@@ -21,6 +21,7 @@ from shared.messages import (
     WindowPlace,
     WindowProgressed,
 )
+from shared.service import is_transient
 from tests.builders import (
     A_RUN,
     AN_ORDER,
@@ -354,3 +355,49 @@ class TestNumberOfOrders:
 
         assert await pool.fetchval("SELECT orders_stored FROM journal_cursors") == 6
         assert await pool.fetchval("SELECT count(*) FROM orders") == 6
+
+
+async def a_server_that_answers(pool: asyncpg.Pool, sqlstate: str) -> None:
+    """Every order is answered with an error of PostgreSQL's own."""
+    await pool.execute(
+        f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'"
+        f" USING ERRCODE = '{sqlstate}'; END $$;"
+        "CREATE TRIGGER fails BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION fail()"
+    )
+
+
+@pytest.mark.parametrize("sqlstate", ["22021", "22P05", "23503", "23514", "54000"])
+async def test_what_postgresql_says_of_the_data_is_a_refusal(pool: asyncpg.Pool, sqlstate: str) -> None:
+    await a_server_that_answers(pool, sqlstate)
+
+    with pytest.raises(RefusedError):
+        await store(pool, an_observation())
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "is_worth_waiting_for"),
+    [
+        ("25006", True),  # read-only: a failover
+        ("53100", True),  # disk full
+        ("53200", True),  # out of memory
+        ("57014", True),
+        ("57P01", True),
+        ("58030", True),  # input/output error
+        ("XX000", True),
+        ("XX001", True),  # data corrupted
+        ("40001", True),
+        ("55P03", True),
+        ("42P01", False),  # no such table: a person has to look, and nothing is set aside meanwhile
+        ("42501", False),
+        ("0A000", False),
+    ],
+)
+async def test_a_server_in_trouble_refuses_no_record(
+    pool: asyncpg.Pool, sqlstate: str, is_worth_waiting_for: bool
+) -> None:
+    await a_server_that_answers(pool, sqlstate)
+
+    with pytest.raises(asyncpg.PostgresError) as raised:
+        await store(pool, an_observation())
+
+    assert is_transient(raised.value) is is_worth_waiting_for
