@@ -25,7 +25,6 @@ from shared.allegro.errors import (
     AccessDeniedError,
     AllegroOutageError,
     ReauthorizationRequiredError,
-    RequestRejectedError,
 )
 from shared.errors import TransientError
 from shared.logs import correlated
@@ -155,7 +154,7 @@ class BulkHandler:
             )
         except _StopRequestedError:
             await self._finish(attempt, "stopped")
-        except (ReauthorizationRequiredError, AccessDeniedError, RequestRejectedError) as error:
+        except (ReauthorizationRequiredError, AccessDeniedError) as error:
             await self._finish(attempt, "failed", f"{type(error).__name__}: {error}")
         else:
             await self._end(attempt)

@@ -178,7 +178,8 @@ class LiveHandler:
         except AllegroOutageError:
             raise  # nobody was asked: not an attempt. The records wait, and with them whatever comes behind.
         except OrderNotFoundError as error:
-            return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=started_at, reason=str(error))
+            observed_at = error.requested_at or started_at
+            return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=observed_at, reason=str(error))
         except (ReauthorizationRequiredError, AccessDeniedError) as error:
             return _failed(token_id, wanted, error, RETRY_WITHOUT_ACCESS)
         except TransientError as error:

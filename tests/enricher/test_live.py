@@ -13,6 +13,7 @@ from shared.allegro.bodies import FetchedOrder, ListedOrder, OrderPage, listed_o
 from shared.allegro.errors import (
     AllegroOutageError,
     AllegroUnavailableError,
+    CallRefusedError,
     OrderNotFoundError,
     ReauthorizationRequiredError,
     RequestRejectedError,
@@ -222,6 +223,26 @@ async def test_a_missing_order_is_recorded_and_not_retried(world: World) -> None
 
     assert isinstance(record, OrderMissing)
     assert (record.observed_at, record.reason) == (NOON, "404: not found")
+
+
+async def test_a_missing_order_is_dated_when_it_was_asked_for(world: World) -> None:
+    world.allegro.failing["o-1"] = error = OrderNotFoundError("404: not found")
+    error.requested_at = after(50)
+
+    (record,) = await world.handle(an_event(1, order_id="o-1"))
+
+    assert isinstance(record, OrderMissing)
+    assert record.observed_at == after(50)
+
+
+async def test_a_refused_call_is_tried_again_and_sets_nothing_aside(world: World) -> None:
+    world.allegro.failing["o-1"] = CallRefusedError("406: 20 bytes that are no JSON object")
+
+    (record,) = await world.handle(an_event(1, order_id="o-1"))
+
+    assert isinstance(record, OrderFetchFailed)
+    assert record.retry_after_seconds is not None
+    assert world.published.letters == []
 
 
 async def test_an_outage_parks_the_order_with_growing_delays(world: World) -> None:
