@@ -88,6 +88,14 @@ UPDATE task_history t
 """
 
 
+# A stopped walk's orders that were on their way have been stored and counted by now.
+# language=sql
+_CLOSE_WINDOWS = """
+UPDATE run_windows w SET finished = true FROM sync_history r
+ WHERE NOT w.finished AND r.run_id = w.run_id AND r.completed_at < now() - interval '10 minutes'
+"""
+
+
 class Redelivery:
     """Sends out again what the database knows is owed."""
 
@@ -106,6 +114,7 @@ class Redelivery:
         """End the runs that nothing is owed to any more."""
         await self._pool.execute(_END_SETTLED)
         await self._pool.execute(_END_WALKED)
+        await self._pool.execute(_CLOSE_WINDOWS)
 
     async def _windows(self) -> int:
         rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH, _MAX_PATIENCE_FACTOR)

@@ -23,8 +23,9 @@ _WANT_UNLISTED = """
 INSERT INTO pending_fetches AS p (user_token_id, allegro_order_id, wanted_after, run_ids, next_attempt_at)
 SELECT o.user_token_id, o.allegro_order_id, $5, ARRAY[$1::uuid], now()
   FROM run_windows w
+  JOIN sync_history r USING (run_id)
   JOIN orders o ON o.user_token_id = w.user_token_id
- WHERE w.run_id = $1 AND NOT w.finished AND o.bought_at >= $2 AND o.bought_at < $3
+ WHERE w.run_id = $1 AND NOT w.finished AND r.completed_at IS NULL AND o.bought_at >= $2 AND o.bought_at < $3
    AND o.gone_at IS NULL AND o.observed_at < $5 AND NOT o.allegro_order_id = ANY($4::text[])
  ORDER BY o.allegro_order_id LIMIT $6
 ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE

@@ -162,8 +162,8 @@ ON CONFLICT (run_id) DO UPDATE
  WHERE r.completed_at IS NULL
 """
 
-# An ended run's numbers stay, whatever it caused comes later. The requests of a listing are its pages, and told by its
-# walk.
+# An ended run's numbers stay, whatever it caused comes later. Only what a stopped walk had read is still counted. The
+# requests of a listing are its pages, and told by its walk.
 COUNT_ORDERS = """
 UPDATE sync_history r
    SET orders_processed = r.orders_processed + n.processed,
@@ -173,7 +173,9 @@ UPDATE sync_history r
        progress_at = CASE WHEN n.processed + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
        AS n (run_id, processed, added, updated, requests)
- WHERE r.run_id = n.run_id AND r.completed_at IS NULL
+ WHERE r.run_id = n.run_id
+   AND (r.completed_at IS NULL
+        OR r.status = 'stopped' AND EXISTS (SELECT FROM run_windows w WHERE w.run_id = r.run_id AND NOT w.finished))
 """
 
 LOCK_WALKS = """
