@@ -147,6 +147,15 @@ class WindowPlace(BaseModel):
     sequence: int = Field(ge=0)
 
 
+class WantedBy(BaseModel):
+    """A run of the journal whose event led to a look: it is counted there, whichever is stored first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: UUID
+    last_event_id: int = Field(ge=0, lt=2**63, description="the run is complete when this one is stored")
+
+
 class OrderObserved(_Record):
     """A complete order as Allegro showed it, and when we looked."""
 
@@ -157,6 +166,7 @@ class OrderObserved(_Record):
     observed_at: AwareDatetime = Field(description="the order's version: a later look wins")
     observed_by: Literal["detail", "list"]
     place: WindowPlace | None = None
+    wanted_by: tuple[WantedBy, ...] = Field(default=(), description="runs of the journal that this look is counted for")
     requests: int = _SPENT
     order: RawJson
 

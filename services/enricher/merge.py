@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from services.enricher.hunt import Quarry
 from services.enricher.recent import RecentLooks
-from shared.messages import OrderEvent, OrderFetch
+from shared.messages import OrderEvent, OrderFetch, WantedBy
 
 # A backlog older than this is fetched by list pages (promise P6).
 _BACKLOG_AGE = timedelta(minutes=1)
@@ -20,6 +20,7 @@ class Wanted:
     wanted_after: datetime
     bought_at: datetime | None
     attempts: int
+    wanted_by: frozenset[WantedBy] = frozenset()
 
 
 def merge(records: Iterable[OrderEvent | OrderFetch], recent: RecentLooks) -> list[Wanted]:
@@ -47,7 +48,7 @@ def _wanted(record: OrderEvent | OrderFetch, recent: RecentLooks) -> Wanted | No
         case OrderEvent(order_id=str(order_id), fetch=True):
             if recent.since((record.token_id, order_id), record.wanted_after):
                 return None
-            return Wanted(order_id, record.wanted_after, record.bought_at, 0)
+            return Wanted(order_id, record.wanted_after, record.bought_at, 0, frozenset({_run(record)}))
         case _:
             return None
 
@@ -58,7 +59,12 @@ def _both(one: Wanted, other: Wanted) -> Wanted:
         max(one.wanted_after, other.wanted_after),
         max(filter(None, (one.bought_at, other.bought_at)), default=None),
         max(one.attempts, other.attempts),
+        one.wanted_by | other.wanted_by,
     )
+
+
+def _run(event: OrderEvent) -> WantedBy:
+    return WantedBy(run_id=event.run_id, last_event_id=event.run_last_event_id)
 
 
 @dataclass(frozen=True)

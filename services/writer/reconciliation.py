@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 
 from services.writer.batch import OrderKey
-from shared.messages import CoveredRange
+from shared.messages import CoveredRange, OrderEvent
 
 # An answer that is wrongly empty must not cost a request for every order that a seller ever had.
 _MOST_LOOKS_A_RANGE = 1000
@@ -88,6 +88,16 @@ RETURNING finding, cause
 """
 
 
+# The journal is read every few minutes: it may have told of a change already that a listing shows before.
+_ANNOUNCE = """
+UPDATE reconciliation_findings f SET cause = 'owed'
+  FROM unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS e (token_id, order_id, wanted_after)
+ WHERE f.user_token_id = e.token_id AND f.allegro_order_id = e.order_id AND f.cause = 'unannounced'
+   AND e.wanted_after <= f.found_at
+RETURNING f.finding
+"""
+
+
 @dataclass(frozen=True)
 class Finding:
     """An order whose copy a run had to correct."""
@@ -129,6 +139,15 @@ async def link_merged(
             [token_id for token_id, _ in buyers_of_new],
             [buyer for _, buyer in buyers_of_new],
         )
+
+
+async def announce(connection: asyncpg.Connection, events: Sequence[OrderEvent]) -> Mapping[str, int]:
+    """Note that the journal tells of these changes; returns how many a listing had found before, by finding."""
+    named = [(event.token_id, event.order_id, event.wanted_after) for event in events if event.order_id is not None]
+    if not named:
+        return {}
+    rows = await connection.fetch(_ANNOUNCE, *(list(column) for column in zip(*named, strict=True)))
+    return Counter(row["finding"] for row in rows)
 
 
 async def note(connection: asyncpg.Connection, findings: Sequence[Finding]) -> Mapping[str, int]:

@@ -82,6 +82,7 @@ UPDATE orders o
    SET observed_at = n.observed_at
   FROM unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS n (token_id, order_id, observed_at)
  WHERE o.user_token_id = n.token_id AND o.allegro_order_id = n.order_id AND o.observed_at < n.observed_at
+RETURNING o.user_token_id, o.allegro_order_id
 """
 
 SETTLE_FETCHES = """
@@ -158,8 +159,19 @@ SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id, n.events, n.
 ON CONFLICT (run_id) DO UPDATE
    SET events_stored = r.events_stored + excluded.events_stored,
        last_event_id = greatest(r.last_event_id, excluded.last_event_id),
+       requests = r.requests + CASE WHEN r.events_stored = 0 AND r.task_id IS NULL THEN excluded.requests ELSE 0 END,
        progress_at = now()
  WHERE r.completed_at IS NULL
+"""
+
+# The look at an order may be stored before the event that led to it.
+BEGIN_RUNS = """
+INSERT INTO sync_history (run_id, user_token_id, user_id, kind, last_event_id)
+SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS n (run_id, token_id, last_event_id)
+  JOIN user_tokens t ON t.id = n.token_id
+ ORDER BY n.run_id
+ON CONFLICT (run_id) DO NOTHING
 """
 
 # An ended run's numbers stay, whatever it caused comes later. Only what a stopped walk had read is still counted. The

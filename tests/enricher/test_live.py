@@ -20,7 +20,7 @@ from shared.allegro.errors import (
 )
 from shared.allegro.tally import note_request
 from shared.kafka import PublishFailedError
-from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record
+from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record, WantedBy
 from tests.builders import NOON, after, an_event, an_order_body, consumed
 
 LAG = timedelta(seconds=30)
@@ -127,6 +127,21 @@ async def test_a_burst_of_events_of_one_order_is_one_look(world: World) -> None:
 
     assert [type(record) for record in looked] == [OrderObserved]
     assert world.allegro.details == ["o-1"]
+
+
+@pytest.mark.parametrize("now", [0, 600])
+async def test_looks_single_ones_and_those_on_pages_name_the_runs_that_wanted_them(world: World, now: float) -> None:
+    world.clock.moment = after(now)
+    events = [
+        an_event(number, order_id=f"o-{number}", last=9).model_copy(update={"bought_at": after(number)})
+        for number in range(10)
+    ]
+
+    looked = await world.handle(*events)
+
+    assert (world.allegro.pages > 0) is (now > 0)
+    wanted_by = {look.wanted_by for look in looked if isinstance(look, OrderObserved)}
+    assert wanted_by == {(WantedBy(run_id=events[0].run_id, last_event_id=9),)}
 
 
 async def test_an_event_that_the_last_look_covers_costs_nothing(world: World) -> None:

@@ -7,7 +7,7 @@ from services.enricher.merge import Plan, Wanted, merge, plan
 from services.enricher.recent import RecentLooks
 from services.enricher.retry import retry_delay
 from shared.messages import OrderFetch
-from tests.builders import NOON, after, an_event
+from tests.builders import A_RUN, ANOTHER_RUN, NOON, after, an_event
 
 LAG = timedelta(seconds=30)
 
@@ -18,6 +18,15 @@ def test_events_of_one_order_become_one_look_after_the_last_of_them() -> None:
     assert [(look.order_id, look.wanted_after) for look in merge(events, RecentLooks())] == [
         (events[0].order_id, after(4))
     ]
+
+
+def test_a_look_is_counted_for_the_runs_of_all_its_events() -> None:
+    events = [an_event(100, run_id=A_RUN, last=100), an_event(101, run_id=ANOTHER_RUN, last=150)]
+    again = OrderFetch(token_id=1, order_id=events[0].order_id or "", wanted_after=NOON)
+
+    (look,) = merge([*events, again], RecentLooks())
+
+    assert {(run.run_id, run.last_event_id) for run in look.wanted_by} == {(A_RUN, 100), (ANOTHER_RUN, 150)}
 
 
 def test_an_order_looked_at_after_the_event_is_not_looked_at_again() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -201,6 +201,25 @@ class TestFindings:
 
         assert await findings(pool) == [("owed", "missing", "owed")]
         assert written.found_by_listing == {}
+
+    async def test_what_the_journal_tells_of_a_moment_later_was_not_found_by_the_listing_alone(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        await store(pool, an_observation(order_id="a"), an_observation(order_id="b"))
+        found = await store(pool, listed("a", 0, note="x"), listed("b", 1, note="x"), listed("c", 2))
+        found_at = await pool.fetchval("SELECT max(found_at) FROM reconciliation_findings")
+        on_its_way = an_event(1, order_id="a", run_id=ANOTHER_RUN, wanted_after=found_at)
+        newer = an_event(2, order_id="b", run_id=ANOTHER_RUN, wanted_after=found_at + timedelta(seconds=1))
+
+        told = [await store(pool, on_its_way, newer) for _ in range(2)]
+
+        assert await findings(pool) == [
+            ("a", "stale", "owed"),
+            ("b", "stale", "unannounced"),
+            ("c", "missing", "unannounced"),
+        ]
+        assert found.found_by_listing == {"stale": 2, "missing": 1}
+        assert [written.announced_later for written in told] == [{"stale": 1}, {}]
 
     async def test_the_first_load_of_a_seller_is_no_comparison(self, pool: asyncpg.Pool) -> None:
         await pool.execute("UPDATE sync_history SET kind = 'initial'")
