@@ -180,6 +180,11 @@ class LiveHandler:
         except AllegroOutageError:
             raise  # nobody was asked: not an attempt. The records wait, and with them whatever comes behind.
         except OrderNotFoundError as error:
+            # An order that we never had leaves no other trace than its event and this.
+            logger.warning(
+                "Allegro has no such order",
+                extra={"token_id": token_id, "order_id": wanted.order_id, "error": str(error)},
+            )
             observed_at = error.requested_at or started_at
             return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=observed_at, reason=str(error))
         except (ReauthorizationRequiredError, AccessDeniedError) as error:

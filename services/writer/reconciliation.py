@@ -84,7 +84,10 @@ SELECT f.run_id, f.order_id, f.token_id,
   JOIN orders o ON o.user_token_id = f.token_id AND o.allegro_order_id = f.order_id
  ORDER BY f.run_id, f.order_id
 ON CONFLICT DO NOTHING
-RETURNING finding, cause
+RETURNING finding, cause,
+          (SELECT coalesce(o.gone_reason LIKE 'aged out: %', false) FROM orders o
+            WHERE o.user_token_id = reconciliation_findings.user_token_id
+              AND o.allegro_order_id = reconciliation_findings.allegro_order_id) AS aged_out
 """
 
 
@@ -162,4 +165,4 @@ async def note(connection: asyncpg.Connection, findings: Sequence[Finding]) -> M
         [finding.finding for finding in findings],
         [finding.owed for finding in findings],
     )
-    return Counter(row["finding"] for row in rows if row["cause"] == "unannounced")
+    return Counter(row["finding"] for row in rows if row["cause"] == "unannounced" and not row["aged_out"])

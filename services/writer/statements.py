@@ -111,15 +111,22 @@ DELETE FROM pending_fetches p
 RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
 """
 
-# The copy stays (promise P12); a look made later may find the order again. Returns the orders that went just now.
+# The copy stays (promise P12); a look made later may find the order again. Returns the orders that went just now. An
+# order older than the year for which Allegro keeps it (#9729) is gone for its age: the journal does not tell of that.
 MARK_GONE = """
-WITH changed AS (
+WITH missing AS (
+    SELECT o.id, m.observed_at,
+           CASE WHEN o.bought_at < coalesce(o.gone_at, m.observed_at) - interval '365 days'
+                THEN 'aged out: ' || m.reason ELSE m.reason END AS reason
+      FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[])
+           AS m (token_id, order_id, observed_at, reason)
+      JOIN orders o ON o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id
+), changed AS (
     UPDATE orders o
        SET gone_at = coalesce(o.gone_at, m.observed_at), gone_reason = m.reason, observed_at = m.observed_at,
            updated_at = now()
-      FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[])
-           AS m (token_id, order_id, observed_at, reason)
-     WHERE o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id AND o.observed_at < m.observed_at
+      FROM missing m
+     WHERE o.id = m.id AND o.observed_at < m.observed_at
        AND (o.gone_at IS NULL OR o.gone_reason IS DISTINCT FROM m.reason)
     RETURNING o.user_token_id, o.allegro_order_id, o.gone_at = m.observed_at AS went
 ), noted AS (

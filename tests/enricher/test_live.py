@@ -231,13 +231,15 @@ async def test_looks_that_cannot_be_published_are_made_again_by_whoever_asked(wo
     assert len(looked) == 10
 
 
-async def test_a_missing_order_is_recorded_and_not_retried(world: World) -> None:
+async def test_a_missing_order_is_recorded_and_not_retried(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.allegro.failing["o-1"] = OrderNotFoundError("404: not found")
 
     (record,) = await world.handle(an_event(1, order_id="o-1"))
 
     assert isinstance(record, OrderMissing)
     assert (record.observed_at, record.reason) == (NOON, "404: not found")
+    told = [line.__dict__ for line in caplog.records if line.message == "Allegro has no such order"]
+    assert [(line["token_id"], line["order_id"]) for line in told] == [(1, "o-1")]
 
 
 async def test_a_missing_order_is_dated_when_it_was_asked_for(world: World) -> None:

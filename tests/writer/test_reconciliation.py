@@ -221,6 +221,31 @@ class TestFindings:
         assert found.found_by_listing == {"stale": 2, "missing": 1}
         assert [written.announced_later for written in told] == [{"stale": 1}, {}]
 
+    async def test_an_order_that_is_gone_for_its_age_says_so_and_is_no_loss_of_the_journal(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        day = 24 * 3600.0
+        await store(pool, an_observation(order_id="old", bought_at=after(-366 * day)))
+        await store(pool, an_observation(order_id="young", bought_at=after(-10)))
+        for order_id in ("old", "young"):
+            await pool.execute(
+                "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, run_ids, next_attempt_at)"
+                " VALUES (1, $1, $2, ARRAY[$3::uuid], now())",
+                order_id,
+                after(100),
+                A_RUN,
+            )
+
+        written = await store(pool, gone("old"), gone("young"))
+        again = await store(pool, gone("old", 300))
+
+        reasons = await pool.fetch("SELECT allegro_order_id, gone_reason, gone_at FROM orders ORDER BY 1")
+        assert [tuple(row) for row in reasons] == [
+            ("old", "aged out: 404", after(200)),
+            ("young", "404", after(200)),
+        ]
+        assert (written.found_by_listing, again.found_by_listing) == ({"gone": 1}, {})
+
     async def test_the_first_load_of_a_seller_is_no_comparison(self, pool: asyncpg.Pool) -> None:
         await pool.execute("UPDATE sync_history SET kind = 'initial'")
 
