@@ -10,7 +10,8 @@ from prometheus_client import Gauge
 
 logger = logging.getLogger(__name__)
 
-# What goes away when PostgreSQL restarts, fails over, resolves a deadlock or is out of connections.
+# What goes away when PostgreSQL restarts, fails over (it is read-only until then), resolves a deadlock, is out of
+# connections, memory or disk, or cannot read or write its files.
 TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -18,13 +19,12 @@ TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.InternalClientError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
     asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
     OSError,
     TimeoutError,
 )

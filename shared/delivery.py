@@ -273,15 +273,17 @@ async def poll(
     return polled
 
 
-async def commit(consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
-    """Commit; if the partitions moved on or the broker is away, the records come again and change nothing."""
+async def commit(consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> bool:
+    """Commit; if the partitions moved on or the broker is away (False), the records come again and change nothing."""
     if not offsets:
-        return
+        return True
     try:
         async with asyncio.timeout(_LONGEST_COMMIT_SECONDS):  # aiokafka waits for the group's coordinator for ever
             await consumer.commit(dict(offsets))
     except (CommitFailedError, IllegalStateError, KafkaError, TimeoutError) as error:
         logger.warning("offsets not committed: these records will come again", extra={"error": repr(error)})
+        return False
+    return True
 
 
 class RebalanceLog(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped

@@ -124,6 +124,9 @@ class OrderFetch(_Record):
     wanted_after: AwareDatetime
     bought_at: AwareDatetime | None = None
     attempts: int = Field(default=0, ge=0, description="attempts made before this one")
+    asked_at: AwareDatetime | None = Field(
+        default=None, description="by the clock of observed_at; a look made since then needs no other. null: look"
+    )
     run_id: UUID | None = None
 
 
@@ -146,6 +149,15 @@ class WindowPlace(BaseModel):
     sequence: int = Field(ge=0)
 
 
+class WantedBy(BaseModel):
+    """A run of the journal whose event led to a look: it is counted there, whichever is stored first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: UUID
+    last_event_id: int = Field(ge=0, lt=2**63, description="the run is complete when this one is stored")
+
+
 class OrderObserved(_Record):
     """A complete order as Allegro showed it, and when we looked."""
 
@@ -156,6 +168,7 @@ class OrderObserved(_Record):
     observed_at: AwareDatetime = Field(description="the order's version: a later look wins")
     observed_by: Literal["detail", "list"]
     place: WindowPlace | None = None
+    wanted_by: tuple[WantedBy, ...] = Field(default=(), description="runs of the journal that this look is counted for")
     requests: int = _SPENT
     order: RawJson
 

@@ -1,4 +1,4 @@
-"""The enricher put together: two consumers, so that bulk loads never stand before live events."""
+"""The enricher put together: one consumer of two topics, so that bulk loads never stand before live events."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,8 +9,9 @@ import httpx
 from faststream.asgi import AsgiFastStream
 
 from services.enricher.bulk import BulkHandler
-from services.enricher.lanes import Lanes
+from services.enricher.lanes import Lanes, Work
 from services.enricher.live import LiveHandler
+from services.enricher.owed import OwedLooks
 from services.enricher.publish import SERVICE, Publisher
 from services.enricher.recent import RecentLooks
 from services.enricher.settings import EnricherSettings
@@ -55,45 +56,28 @@ def build_app(settings: EnricherSettings, *, transport: httpx.AsyncBaseTransport
                 detail_concurrency=settings.enricher_detail_concurrency,
             )
             bulk = BulkHandler(allegro.client, publisher, pool, list_lag=list_lag, walks=settings.enricher_walks)
-            live_lanes = _lanes(
-                settings,
-                settings.topics.order_events,
-                live,
-                health,
-                settings.enricher_lane_records,
-                _DRAIN_LIVE_SECONDS,
+            owed = OwedLooks(pool, at_a_time=settings.enricher_lane_records)
+            lanes = Lanes(
+                partial(
+                    open_consumer,
+                    settings,
+                    group=SERVICE,
+                    service=SERVICE,
+                    max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
+                ),
+                {
+                    settings.topics.order_events: Work(
+                        live.handle, settings.enricher_lane_records, _DRAIN_LIVE_SECONDS, owed.read
+                    ),
+                    settings.topics.order_windows: Work(bulk.handle, 1, _DRAIN_BULK_SECONDS),
+                },
+                progressed=partial(health.progressed, "consume"),
             )
-            bulk_lanes = _lanes(settings, settings.topics.order_windows, bulk, health, 1, _DRAIN_BULK_SECONDS)
             loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
-            loops.keep_running(settings.topics.order_events, live_lanes.run)
-            loops.keep_running(settings.topics.order_windows, bulk_lanes.run)
+            loops.keep_running("consume", lanes.run)
             health.add_check("database", partial(pool.fetchval, "SELECT 1"))
             health.add_check("kafka", partial(check_kafka, broker))
             health.started()
             yield
 
     return AsgiFastStream(broker, lifespan=lifespan, asgi_routes=health.asgi_routes())
-
-
-def _lanes(
-    settings: EnricherSettings,
-    topic: str,
-    handler: LiveHandler | BulkHandler,
-    health: Health,
-    max_batch: int,
-    drain_seconds: float,
-) -> Lanes:
-    return Lanes(
-        partial(
-            open_consumer,
-            settings,
-            group=f"{SERVICE}-{topic}",
-            service=SERVICE,
-            max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
-        ),
-        topic,
-        handler.handle,
-        max_batch=max_batch,
-        drain_seconds=drain_seconds,
-        progressed=partial(health.progressed, topic),
-    )

@@ -26,7 +26,6 @@ from shared.allegro.errors import (
     AllegroOutageError,
     AnswerTooLargeError,
     ReauthorizationRequiredError,
-    RequestRejectedError,
 )
 from shared.errors import TransientError
 from shared.logs import correlated, remember_user
@@ -157,7 +156,7 @@ class BulkHandler:
             )
         except _StopRequestedError:
             await self._finish(attempt, "stopped")
-        except (ReauthorizationRequiredError, AccessDeniedError, RequestRejectedError) as error:
+        except (ReauthorizationRequiredError, AccessDeniedError) as error:
             await self._finish(attempt, "failed", f"{type(error).__name__}: {error}")
         else:
             await self._end(attempt)

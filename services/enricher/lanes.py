@@ -4,17 +4,25 @@ A partition holds many tokens. Reading it one record after the other would let a
 every token has a lane of its own, which exists only while it has work. Offsets are committed up to the first record
 that is not done (low-water mark): what is redelivered after a crash was done once already, and doing it again has no
 effect.
+
+What may wait here is bounded (promise P10), and shared so that no number of sellers with long backlogs takes the room
+of the others. What finds no room counts as done at once: it is owed in PostgreSQL (docs/architecture.md), and its lane
+reads it from there, at the seller's own pace, when it has worked off what it holds.
 """
 
 import asyncio
 import logging
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from shared.delivery import commit, lags_told, poll
 from shared.service import is_transient
@@ -29,48 +37,103 @@ IN_HAND = Gauge(
     "Records taken from Kafka whose effect is not durable yet: they wait for limits, for Allegro, or behind others.",
     ["topic"],
 )
+LEFT_TO_DATABASE = Counter(
+    "orders_backup_enricher_records_left_to_database_total",
+    "Records of sellers with long backlogs, whose orders are read from what the database knows is owed.",
+    ["topic"],
+)
 
 _COMMIT_INTERVAL_SECONDS = 0.5
 _POLL_TIMEOUT_MS = 200
 _MAX_POLL_RECORDS = 500
-# A partition is paused at the first number of unfinished records and resumed below the second (promise P10).
-_PAUSE_AT = 2000
-_RESUME_BELOW = 1000
+# What may wait of a partition (promise P10), and the part of the room left that one lane may take: so some is always
+# left for another. A seller without a lane gets one beyond that; only so many of them pause the partition.
+_ROOM = 1000
+_SHARE_OF_ONE = 4
+_PAUSE_AT = 2 * _ROOM
+_RESUME_BELOW = _PAUSE_AT - _ROOM // 2
+# A record that is stuck holds the committed offset back so far and no farther: all that is done behind it is done
+# again after a restart. It is owed in the database like any other, whatever Kafka knows.
+_MOST_BEHIND = 20_000
 _FIRST_RETRY_SECONDS = 0.5
 _MAX_RETRY_SECONDS = 30.0
 _PAUSE_AFTER_BUG_SECONDS = 30.0
+# The writer may be slower than we are: what is owed is looked for until it must have been written, or sent out again.
+_SETTLE_SECONDS = 150.0
+_LOOK_SECONDS = 5.0
+
+_Result = TypeVar("_Result")
+
+
+LaneKey = tuple[TopicPartition, bytes]
+"""A partition and the key of one token's records on it."""
+
+
+class Owed(Protocol):
+    """What PostgreSQL knows is owed to a token, as records."""
+
+    async def __call__(self, lane: LaneKey, after: Any) -> tuple[Sequence[ConsumerRecord], Any]:
+        """The part after a place (None: the first), and the place of the next one; without records it was the last."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the records of one topic are worked off, `max_batch` of a lane at a time.
+
+    `drain_seconds` is how long a rebalance waits for work in hand; what is not done by then is dropped here and
+    comes again to the partition's new owner. Without `owed` all records wait here.
+    """
+
+    handler: Handler
+    max_batch: int
+    drain_seconds: float
+    owed: Owed | None = None
 
 
 class Ownership:
-    """One ownership of one partition: which offsets are unfinished, and up to where all are done.
+    """One ownership of one partition: how much is unfinished, and up to where all is done.
 
     A rebalance ends it for good; offsets of an ended ownership are never committed, Kafka would take them backwards.
     """
 
     def __init__(self) -> None:
-        self._pending: deque[int] = deque()
-        self._done: set[int] = set()
-        self.committable: int | None = None
+        self._waiting: OrderedDict[int, None] = OrderedDict()
+        """Offsets that are not done, ascending, but for those that nobody waits for any more."""
+        self._next = 0
+        self.unfinished = 0
+        """Records taken and not done. Those done behind a record that is not are none of them."""
         self.committed: int | None = None
+        """The offset that Kafka knows, as far as we know; where the ownership began needs no telling."""
         self.idle = asyncio.Event()
         self.idle.set()
 
     def add(self, offset: int) -> None:
-        self._pending.append(offset)
+        """Take a record; offsets ascend."""
+        if self.committed is None:
+            self.committed = offset
+        self._waiting[offset] = None
+        self._next = offset + 1
+        self.unfinished += 1
         self.idle.clear()
+        while next(iter(self._waiting)) < self._next - _MOST_BEHIND:
+            self._waiting.popitem(last=False)
 
     def finish(self, offsets: Iterable[int]) -> None:
-        self._done.update(offsets)
-        while self._pending and self._pending[0] in self._done:
-            offset = self._pending.popleft()
-            self._done.discard(offset)
-            self.committable = offset + 1
-        if not self._pending:
+        """The effect of these records is durable."""
+        for offset in offsets:
+            self._waiting.pop(offset, None)
+            self.unfinished -= 1
+        if not self.unfinished:
             self.idle.set()
 
     @property
-    def unfinished(self) -> int:
-        return len(self._pending)
+    def committable(self) -> int | None:
+        """The offset to commit: the first that is not done; None where nothing has been taken."""
+        return None if self.committed is None else next(iter(self._waiting), self._next)
+
+    def has_room(self, waiting: int) -> bool:
+        """Whether a lane in which so many records wait may take another one."""
+        return waiting < (_ROOM - self.unfinished) // _SHARE_OF_ONE
 
 
 class _Lane:
@@ -79,41 +142,38 @@ class _Lane:
     def __init__(self) -> None:
         self.queue: deque[ConsumerRecord] = deque()
         self.task: asyncio.Task[None] | None = None
+        self.came = asyncio.Event()
+        self.overflowed_at: float | None = None
+        """When a record was last left to the database; None: nothing is to be read from there."""
 
 
 class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """Reads one topic and works it off in lanes, `max_batch` records of a lane at a time.
+    """Reads topics as one member of a group and works them off in lanes.
 
-    `drain_seconds` is how long a rebalance waits for work in hand; what is not done by then is dropped here and
-    comes again to the partition's new owner.
+    One member, so that a token's partitions of all topics are one process's (range assignment): its limits are counted
+    there (shared.limits.turns).
     """
 
     def __init__(
         self,
         open_consumer: Callable[[], AIOKafkaConsumer],
-        topic: str,
-        handler: Handler,
+        works: Mapping[str, Work],
         *,
-        max_batch: int,
-        drain_seconds: float,
         progressed: Callable[[], None],
     ) -> None:
         self._open_consumer = open_consumer
         self._consumer: AIOKafkaConsumer | None = None
-        self._topic = topic
-        self._handler = handler
-        self._max_batch = max_batch
-        self._drain_seconds = drain_seconds
+        self._works = works
         self._progressed = progressed
         self._owned: dict[TopicPartition, Ownership] = {}
-        self._lanes: dict[tuple[TopicPartition, bytes], _Lane] = {}
+        self._lanes: dict[LaneKey, _Lane] = {}
         self._paused: set[TopicPartition] = set()
 
     async def run(self) -> None:
         """Consume until cancelled; then finish what is in hand, commit, and leave the group."""
         consumer = self._consumer = self._open_consumer()
-        consumer.subscribe([self._topic], listener=self)
-        committer = asyncio.create_task(self._commit_regularly(), name=f"commit {self._topic}")
+        consumer.subscribe(list(self._works), listener=self)
+        committer = asyncio.create_task(self._commit_regularly(), name="commit")
         try:
             await consumer.start()
             async with lags_told(consumer, self._tell):
@@ -147,15 +207,25 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         """Give work in hand a little time, drop the rest, commit what is done."""
         ending = {partition: self._owned[partition] for partition in revoked if partition in self._owned}
-        if ending:
-            waits = [asyncio.ensure_future(ownership.idle.wait()) for ownership in ending.values()]
-            _, late = await asyncio.wait(waits, timeout=self._drain_seconds)
-            for wait in late:
-                wait.cancel()
-        await self._drop_lanes(ending)
+        await asyncio.gather(
+            *(
+                self._drain({partition: owned for partition, owned in ending.items() if partition.topic == topic})
+                for topic in self._works
+            )
+        )
         await self._commit(ending)
         for partition in ending:
             self._owned.pop(partition, None)
+
+    async def _drain(self, partitions: Mapping[TopicPartition, Ownership]) -> None:
+        """End the work on these partitions of one topic."""
+        if partitions:
+            seconds = max(self._works[partition.topic].drain_seconds for partition in partitions)
+            waits = [asyncio.ensure_future(ownership.idle.wait()) for ownership in partitions.values()]
+            _, late = await asyncio.wait(waits, timeout=seconds)
+            for wait in late:
+                wait.cancel()
+        await self._drop_lanes(partitions)
 
     async def _drop_lanes(self, partitions: Mapping[TopicPartition, Ownership]) -> None:
         tasks = []
@@ -173,13 +243,20 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         ownership = self._owned.get(partition)
         if ownership is None:
             return  # fetched before a rebalance took the partition away
+        work = self._works[partition.topic]
         for record in records:
             ownership.add(record.offset)
             key = (partition, record.key or b"")
             lane = self._lanes.setdefault(key, _Lane())
+            if work.owed is not None and lane.task is not None and not ownership.has_room(len(lane.queue)):
+                lane.overflowed_at = time.monotonic()
+                ownership.finish([record.offset])
+                LEFT_TO_DATABASE.labels(partition.topic).inc()
+                continue
             lane.queue.append(record)
+            lane.came.set()
             if lane.task is None:
-                lane.task = asyncio.create_task(self._work(key, lane, ownership), name=f"lane {self._topic}")
+                lane.task = asyncio.create_task(self._work(key, lane, ownership), name=f"lane {partition.topic}")
 
     def _hold_back(self, consumer: AIOKafkaConsumer) -> None:
         for partition, ownership in self._owned.items():
@@ -192,27 +269,52 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
 
     # -- working
 
-    async def _work(self, key: tuple[TopicPartition, bytes], lane: _Lane, ownership: Ownership) -> None:
-        while lane.queue:
-            records = [lane.queue.popleft() for _ in range(min(len(lane.queue), self._max_batch))]
-            await self._until_done(records)
-            ownership.finish(record.offset for record in records)
+    async def _work(self, key: LaneKey, lane: _Lane, ownership: Ownership) -> None:
+        work = self._works[key[0].topic]
+        await self._work_off(work, lane, ownership)
+        while lane.overflowed_at is not None:
+            is_last = time.monotonic() > lane.overflowed_at + _SETTLE_SECONDS
+            await self._catch_up(work, key, lane, ownership)
+            if is_last:
+                lane.overflowed_at = None
+            else:
+                await _wait(lane.came, _LOOK_SECONDS)
+            await self._work_off(work, lane, ownership)
         # No await between the last look at the queue and this: a record cannot slip in between.
         lane.task = None
         self._lanes.pop(key, None)
 
-    async def _until_done(self, records: Sequence[ConsumerRecord]) -> None:
+    async def _work_off(self, work: Work, lane: _Lane, ownership: Ownership) -> None:
+        """Work until no record waits."""
+        while lane.queue:
+            records = [lane.queue.popleft() for _ in range(min(len(lane.queue), work.max_batch))]
+            await self._until_done(partial(work.handler, records))
+            ownership.finish(record.offset for record in records)
+        lane.came.clear()
+
+    async def _catch_up(self, work: Work, key: LaneKey, lane: _Lane, ownership: Ownership) -> None:
+        """Work off what the database knows is owed; whatever comes meanwhile is newer, and goes first."""
+        assert work.owed is not None  # noqa: S101 - nothing else overflows
+        place: Any = None
+        while True:
+            records, place = await self._until_done(partial(work.owed, key, place))
+            if not records:
+                return
+            await self._until_done(partial(work.handler, records))
+            await self._work_off(work, lane, ownership)
+
+    async def _until_done(self, step: Callable[[], Awaitable[_Result]]) -> _Result:
         """Work until it succeeds: giving up would move the offset past records whose effect is not durable."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
-                return await self._handler(records)
+                return await step()
             except Exception as error:
                 if is_transient(error):
                     logger.warning("not done, trying again", extra={"error": repr(error), "retry_in_seconds": delay})
                 else:  # a bug: this token waits until someone has looked, all others go on
                     delay = _PAUSE_AFTER_BUG_SECONDS
-                    logger.exception("a lane stands still", extra={"topic": self._topic, "records": len(records)})
+                    logger.exception("a lane stands still")
             await asyncio.sleep(delay)
             delay = min(delay * 2, _MAX_RETRY_SECONDS)
 
@@ -225,15 +327,22 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
             await self._commit(dict(self._owned))
 
     def _tell(self) -> None:
-        IN_HAND.labels(self._topic).set(sum(self.unfinished.values()))
+        for topic in self._works:
+            unfinished = (number for partition, number in self.unfinished.items() if partition.topic == topic)
+            IN_HAND.labels(topic).set(sum(unfinished))
 
     async def _commit(self, owned: Mapping[TopicPartition, Ownership]) -> None:
         offsets = {
-            partition: ownership.committable
+            partition: offset
             for partition, ownership in owned.items()
-            if ownership.committable is not None and ownership.committable != ownership.committed
+            if (offset := ownership.committable) is not None and offset != ownership.committed
         }
-        if self._consumer is not None:
-            await commit(self._consumer, offsets)
-        for partition, offset in offsets.items():
-            owned[partition].committed = offset
+        if self._consumer is not None and await commit(self._consumer, offsets):
+            for partition, offset in offsets.items():
+                owned[partition].committed = offset
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

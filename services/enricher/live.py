@@ -99,7 +99,7 @@ class LiveHandler:
     async def _look(self, token_id: int, wanted: Sequence[Wanted], origins: dict[str, list[ConsumerRecord]]) -> None:
         requests = {request.order_id: request for request in wanted}
         choice = plan(wanted, now=self._clock.now(), list_lag=self._list_lag)
-        missed, in_vain = await self._hunt(token_id, choice.hunted)
+        missed, in_vain = await self._hunt(token_id, choice.hunted, requests)
         spent = dict.fromkeys(missed[:1], in_vain)
         await self._fetch_and_publish(
             token_id, [requests[order_id] for order_id in (*choice.single, *missed)], origins, spent
@@ -139,7 +139,9 @@ class LiveHandler:
 
         await _all([publish(), *(fetch() for _ in range(min(self._detail_concurrency, len(wanted))))])
 
-    async def _hunt(self, token_id: int, quarries: Iterable[Quarry]) -> tuple[Sequence[str], int]:
+    async def _hunt(
+        self, token_id: int, quarries: Iterable[Quarry], wanted_by_id: Mapping[str, Wanted]
+    ) -> tuple[Sequence[str], int]:
         """Look on list pages; returns the ids that have to be fetched one by one, and the requests made in vain."""
         hunt = Hunt(quarries)
         spent = 0
@@ -153,7 +155,7 @@ class LiveHandler:
             observed_at = page.requested_at - self._list_lag
             costs = chain([spent], repeat(0))
             await self._publish(
-                _observed(token_id, order, observed_at, "list", requests)
+                _observed(token_id, order, observed_at, "list", wanted_by_id[order.order_id], requests)
                 for order, requests in zip(found, costs, strict=False)
             )
             spent = 0 if found else spent
@@ -179,7 +181,13 @@ class LiveHandler:
         except AllegroOutageError:
             raise  # nobody was asked: not an attempt. The records wait, and with them whatever comes behind.
         except OrderNotFoundError as error:
-            return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=started_at, reason=str(error))
+            # An order that we never had leaves no other trace than its event and this.
+            logger.warning(
+                "Allegro has no such order",
+                extra={"token_id": token_id, "order_id": wanted.order_id, "error": str(error)},
+            )
+            observed_at = error.requested_at or started_at
+            return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=observed_at, reason=str(error))
         except (ReauthorizationRequiredError, AccessDeniedError) as error:
             return _failed(token_id, wanted, error, RETRY_WITHOUT_ACCESS)
         except TransientError as error:
@@ -189,7 +197,7 @@ class LiveHandler:
             for raw in origins:
                 await self._publisher.dead_letter(raw, error, attempts=wanted.attempts + 1)
             return _failed(token_id, wanted, error, None)
-        return _observed(token_id, fetched.order, fetched.requested_at, "detail")
+        return _observed(token_id, fetched.order, fetched.requested_at, "detail", wanted)
 
     async def _publish(self, results: Iterable[Record]) -> None:
         published = list(results)
@@ -225,13 +233,19 @@ def _read(raw: ConsumerRecord) -> OrderEvent | OrderFetch:
 
 
 def _observed(
-    token_id: int, order: ListedOrder, observed_at: datetime, by: Literal["detail", "list"], requests: int = 0
+    token_id: int,
+    order: ListedOrder,
+    observed_at: datetime,
+    by: Literal["detail", "list"],
+    wanted: Wanted,
+    requests: int = 0,
 ) -> OrderObserved:
     return OrderObserved(
         token_id=token_id,
         order_id=order.order_id,
         observed_at=observed_at,
         observed_by=by,
+        wanted_by=tuple(wanted.wanted_by),
         requests=requests,
         order=order.raw,
     )

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from services.enricher.hunt import Quarry
 from services.enricher.recent import RecentLooks
-from shared.messages import OrderEvent, OrderFetch
+from shared.messages import OrderEvent, OrderFetch, WantedBy
 
 # A backlog older than this is fetched by list pages (promise P6).
 _BACKLOG_AGE = timedelta(minutes=1)
@@ -20,13 +20,14 @@ class Wanted:
     wanted_after: datetime
     bought_at: datetime | None
     attempts: int
+    wanted_by: frozenset[WantedBy] = frozenset()
 
 
 def merge(records: Iterable[OrderEvent | OrderFetch], recent: RecentLooks) -> list[Wanted]:
     """One look an order, in the order in which they were first named.
 
-    An event that we have looked after is dropped. A record `order-fetch` never is: the poller sends it because the
-    look that we remember did not reach the database.
+    What we have looked after is dropped. For a record `order-fetch` only a look counts that was made after the poller
+    asked: an earlier one may not have reached the database.
     """
     wanted: dict[str, Wanted] = {}
     for record in records:
@@ -40,11 +41,14 @@ def merge(records: Iterable[OrderEvent | OrderFetch], recent: RecentLooks) -> li
 def _wanted(record: OrderEvent | OrderFetch, recent: RecentLooks) -> Wanted | None:
     match record:
         case OrderFetch():
+            asked_at = record.asked_at
+            if asked_at and recent.since((record.token_id, record.order_id), max(record.wanted_after, asked_at)):
+                return None
             return Wanted(record.order_id, record.wanted_after, record.bought_at, record.attempts)
         case OrderEvent(order_id=str(order_id), fetch=True):
             if recent.since((record.token_id, order_id), record.wanted_after):
                 return None
-            return Wanted(order_id, record.wanted_after, record.bought_at, 0)
+            return Wanted(order_id, record.wanted_after, record.bought_at, 0, frozenset({_run(record)}))
         case _:
             return None
 
@@ -55,7 +59,12 @@ def _both(one: Wanted, other: Wanted) -> Wanted:
         max(one.wanted_after, other.wanted_after),
         max(filter(None, (one.bought_at, other.bought_at)), default=None),
         max(one.attempts, other.attempts),
+        one.wanted_by | other.wanted_by,
     )
+
+
+def _run(event: OrderEvent) -> WantedBy:
+    return WantedBy(run_id=event.run_id, last_event_id=event.run_last_event_id)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from shared.service import BackgroundLoops
 SERVICE = "poller"
 
 _TASKS_AT_A_TIME = 16
+_READINGS_AT_A_TIME = 16
 _DEVICES_AT_A_TIME = 32
 _REFRESHES_AT_A_TIME = 16
 _LOGINS_AT_A_TIME = 4
@@ -85,6 +86,7 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
                 allegro.clock,
                 leases,
                 await slots("tasks", _TASKS_AT_A_TIME),
+                await slots("readings", _READINGS_AT_A_TIME),
                 settings,
             )
             devices = DevicePoller(

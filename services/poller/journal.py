@@ -16,7 +16,7 @@ import asyncpg
 
 from services.poller import metrics
 from services.poller.leases import Leases
-from services.poller.positions import Cursor, Start, has_gap, reading_start
+from services.poller.positions import Cursor, Start, has_gap, journal_pace, reading_start
 from services.poller.publish import Publisher
 from services.poller.reading import Page, PageReader
 from services.poller.settings import PollerSettings
@@ -169,6 +169,7 @@ class JournalPoller:
         self._max_pages = settings.poller_max_pages
         self._overlap = timedelta(seconds=settings.poller_overlap_seconds)
         self._redelivery = timedelta(seconds=settings.poller_redelivery_seconds)
+        self._pace = journal_pace(settings)
         self._away_until: datetime | None = None
 
     async def turn(self) -> bool:
@@ -189,9 +190,10 @@ class JournalPoller:
         with correlated(None, user=look.user_id), span("poll journal", {"orders_backup.token_id": look.token_id}):
             try:
                 async with asyncio.timeout(self._leases.work_seconds):
-                    await self._list_if_gap(look)
                     start = self._start(look)
                     outcome = await self._read_and_publish(look, start)
+                    # After the reading: while that fails, a listing would follow the other.
+                    await self._list_if_gap(look)
             except PublishFailedError as error:
                 await self._postpone(look, error, _KAFKA_PAUSE)
             except AllegroOutageError as error:
@@ -267,7 +269,7 @@ class JournalPoller:
             _FINISH,
             look.token_id,
             look.fence,
-            delay,
+            max(delay, self._pace),
             outcome.published > 0,
             outcome.read_up_to,
             start.continues,
@@ -293,6 +295,7 @@ class JournalPoller:
     async def _end_failed(
         self, look: Look, error: Exception, delay: timedelta, *, failures: int, pause: bool = False
     ) -> None:
+        delay = max(delay, self._pace)
         ended = await self._pool.fetchval(_FAIL, look.token_id, look.fence, delay, _text(error), failures, pause)
         if ended is None:
             _say_overtaken(look)

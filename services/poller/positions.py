@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 from shared.allegro.bodies import JournalEvent
 from shared.clock import from_event_id
+from shared.limits.pace import Pace
+from shared.settings import AllegroSettings
 
 # Allegro keeps events for 60 days and says nothing when a position is older (allegro-api.md 3).
 JOURNAL_RETENTION = timedelta(days=60)
@@ -18,6 +20,12 @@ _MAX_REWIND_FACTOR = 16
 # Clocks and journal writes are rounded; a look has to be later than the event by more than that.
 _CLOCK_MARGIN = timedelta(seconds=2)
 _LATEST = datetime.max.replace(tzinfo=UTC)
+
+
+def journal_pace(settings: AllegroSettings) -> timedelta:
+    """From one process's last call of a seller's journal to another one's first: each counts only its own."""
+    pace = Pace.of(settings.allegro_events_limit_per_minute, minute_seconds=settings.allegro_limit_minute_seconds)
+    return timedelta(seconds=pace.interval)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ UPDATE pending_fetches p
    SET next_attempt_at = now() + least(interval '6 hours', greatest(interval '2 minutes', now() - p.created_at))
                                  * (0.9 + random() * 0.2)
   FROM due WHERE p.user_token_id = due.user_token_id AND p.allegro_order_id = due.allegro_order_id
-RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts,
+RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts, clock_timestamp() AS asked_at,
           (SELECT ARRAY[h.correlation_id, h.traceparent] FROM sync_history r JOIN task_history h USING (task_id)
             WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1) AS request
 """
@@ -93,6 +93,14 @@ SELECT kind, status FROM ended
 """
 
 
+# A stopped walk's orders that were on their way have been stored and counted by now.
+# language=sql
+_CLOSE_WINDOWS = """
+UPDATE run_windows w SET finished = true FROM sync_history r
+ WHERE NOT w.finished AND r.run_id = w.run_id AND r.completed_at < now() - interval '10 minutes'
+"""
+
+
 class Redelivery:
     """Sends out again what the database knows is owed."""
 
@@ -111,6 +119,7 @@ class Redelivery:
         """End the runs that nothing is owed to any more."""
         for statement in (_END_SETTLED, _END_WALKED):
             count_ended(await self._pool.fetch(statement))
+        await self._pool.execute(_CLOSE_WINDOWS)
 
     async def _windows(self) -> int:
         rows = await self._pool.fetch(_STUCK_WINDOWS, self._patience, _BATCH, _MAX_PATIENCE_FACTOR)
@@ -154,4 +163,5 @@ def _fetch(row: asyncpg.Record) -> OrderFetch:
         wanted_after=row["wanted_after"],
         bought_at=row["bought_at"],
         attempts=row["attempts"],
+        asked_at=row["asked_at"],
     )

@@ -26,11 +26,15 @@ class Slots:
         self._limit = limit
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def are_full(self) -> bool:
+        return len(self._tasks) >= self._limit
+
     async def fill(
         self, claim: Callable[[int], Awaitable[Sequence[_Item]]], work: Callable[[_Item], Awaitable[None]]
     ) -> bool:
         """Start what is due; True if more may be waiting for a free slot."""
-        if len(self._tasks) >= self._limit:
+        if self.are_full:
             await asyncio.wait(self._tasks, timeout=_LONGEST_WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         free = self._limit - len(self._tasks)
         if free <= 0:

@@ -5,9 +5,11 @@ Writing down comes first: whatever is lost after that (this process, Kafka) is s
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +18,7 @@ import asyncpg
 from services.poller import metrics
 from services.poller.leases import Leases
 from services.poller.parameters import TaskParameters, UnusableParametersError, window
-from services.poller.positions import Cursor, covered_position
+from services.poller.positions import Cursor, covered_position, journal_pace
 from services.poller.publish import Publisher
 from services.poller.reading import PageReader
 from services.poller.settings import PollerSettings
@@ -34,6 +36,8 @@ from shared.tracing import span
 logger = logging.getLogger(__name__)
 
 LISTING_KINDS = ("initial", "full", "manual", "reconcile")
+_SHORT_KINDS = (*LISTING_KINDS, "orders")
+_LONG_KINDS = ("journal",)
 _POSTPONED = timedelta(seconds=30)
 _MAX_ERROR_LENGTH = 500
 # A reading that is under way: its run must not end before its last event is known.
@@ -49,7 +53,7 @@ WITH due AS (
       JOIN user_tokens t ON t.id = h.user_token_id
      WHERE (h.status = 'queued' AND (h.lease_until IS NULL OR h.lease_until < now())
             OR h.status = 'running' AND h.kind = 'journal' AND h.lease_until < now())
-       AND h.stop_requested_at IS NULL
+       AND h.stop_requested_at IS NULL AND h.kind = ANY($5)
        AND t.status IN ('active', 'refresh_failed')
        AND NOT (h.kind = ANY($4) AND EXISTS (
                 SELECT FROM task_history o
@@ -162,25 +166,20 @@ UPDATE sync_history r SET last_event_id = $3, requests = r.requests + $4
 
 _STORED = "SELECT count(*) FROM order_events WHERE user_token_id = $1 AND event_id = ANY($2::bigint[])"
 
-# Bulk loads are stopped by their walk, which counts exactly; these have none, or it has not begun or is over.
+# The run ends at once, whoever works at it: a walk notices that it has. What it had read is still stored, and counted
+# while its window is not finished.
 # language=sql
 _STOP = """
 WITH asked AS (
-    SELECT h.task_id
-      FROM task_history h
-      JOIN user_tokens t ON t.id = h.user_token_id
-      LEFT JOIN sync_history r ON r.task_id = h.task_id AND r.completed_at IS NULL
-      LEFT JOIN run_windows w ON w.run_id = r.run_id
-     WHERE h.status IN ('queued', 'running', 'stopping') AND h.stop_requested_at IS NOT NULL
-       AND (h.kind IN ('journal', 'orders') OR r.run_id IS NULL OR w.attempt = 0 OR w.finished
-            OR greatest(h.stop_requested_at, w.progress_at) < now() - $1::interval)
-       FOR UPDATE OF h SKIP LOCKED
+    SELECT task_id FROM task_history
+     WHERE status IN ('queued', 'running', 'stopping') AND stop_requested_at IS NOT NULL
+       FOR UPDATE SKIP LOCKED
 ), runs AS (
     UPDATE sync_history r SET status = 'stopped', completed_at = now(), error = NULL
       FROM asked WHERE r.task_id = asked.task_id AND r.completed_at IS NULL
     RETURNING r.run_id, r.kind, r.status, r.user_token_id
 ), windows AS (
-    UPDATE run_windows w SET finished = true FROM runs WHERE w.run_id = runs.run_id
+    UPDATE run_windows w SET finished = true FROM runs WHERE w.run_id = runs.run_id AND w.attempt = 0
 ), tasks AS (
     UPDATE task_history h SET status = 'stopped', finished_at = now(), lease_owner = NULL, lease_until = NULL
       FROM asked WHERE h.task_id = asked.task_id
@@ -199,10 +198,28 @@ UPDATE task_history h SET status = 'failed', finished_at = now(), error = 'the t
  WHERE t.id = h.user_token_id AND t.status = 'deactivated' AND h.status = 'queued'
 """
 
-# A walk looks once a second whether it should stop, and every batch of it that is stored is progress; one that does
-# neither is not there any more.
-_STOP_PATIENCE = timedelta(seconds=10)
-# Between two looks whether the events of a page are stored.
+# Whoever reads a journal has its schedule's lease: its calls are counted by one process at a time, and one process's
+# calls are so far from the next one's that all keep within the limit. A live look that is due goes first.
+# language=sql
+_TAKE_JOURNAL = """
+WITH taken AS (
+    UPDATE active_sync_schedules SET lease_owner = $2, lease_until = now() + $3::interval, fence = fence + 1
+     WHERE user_token_id = $1 AND (lease_until IS NULL OR lease_until < now())
+       AND (last_run IS NULL OR last_run <= now() - $4::interval)
+       AND (status <> 'active' OR next_run > now() + $4::interval)
+    RETURNING fence
+)
+SELECT (SELECT fence FROM taken) AS fence,
+       EXISTS (SELECT FROM active_sync_schedules WHERE user_token_id = $1) AS is_scheduled
+"""
+
+_GIVE_JOURNAL = """
+UPDATE active_sync_schedules
+   SET lease_owner = NULL, lease_until = NULL, next_run = greatest(next_run, now() + $3::interval)
+ WHERE user_token_id = $1 AND fence = $2
+"""
+
+# Between two looks whether the events of a page are stored, or whether a journal is free.
 _LOOK_SECONDS = 0.2
 _MAX_REDELIVERY_FACTOR = 16
 
@@ -238,6 +255,7 @@ class TaskPlanner:
         clock: Clock,
         leases: Leases,
         slots: Slots,
+        readings: Slots,
         settings: PollerSettings,
     ) -> None:
         self._pool = pool
@@ -247,23 +265,31 @@ class TaskPlanner:
         self._clock = clock
         self._leases = leases
         self._slots = slots
+        # A journal is read again page by page for as long as it takes: nobody else's task waits for that.
+        self._readings = readings
+        self._pace = journal_pace(settings)
         self._list_lag = timedelta(seconds=settings.sync_list_lag_seconds)
         self._redelivery_seconds = settings.poller_redelivery_seconds
 
     async def turn(self) -> bool:
         """Begin what is queued and end what was stopped; says whether there may be more."""
         # One statement after the other: the writer locks what is owed before runs and tasks.
-        stopped = await self._pool.fetch(_STOP, _STOP_PATIENCE)
+        stopped = await self._pool.fetch(_STOP)
         count_ended(stopped)
         for run in stopped:
             if run["kind"] == "orders":
                 await self._pool.execute(_DROP_LOOKS, run["user_token_id"], run["run_id"])
         await self._pool.execute(_GIVE_UP)
-        return await self._slots.fill(self.claim, self.plan)
+        more = await self._slots.fill(partial(self.claim, kinds=_SHORT_KINDS), self.plan)
+        if not self._readings.are_full:
+            more |= await self._readings.fill(partial(self.claim, kinds=_LONG_KINDS), self.plan)
+        return more
 
-    async def claim(self, limit: int) -> Sequence[Task]:
+    async def claim(self, limit: int, *, kinds: Sequence[str] = (*_SHORT_KINDS, *_LONG_KINDS)) -> Sequence[Task]:
         """Lease up to `limit` tasks that may begin; no other replica gets the same ones."""
-        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration, list(LISTING_KINDS))
+        rows = await self._pool.fetch(
+            _CLAIM, self._leases.owner, limit, self._leases.duration, list(LISTING_KINDS), list(kinds)
+        )
         return [
             Task(
                 task_id=row["task_id"],
@@ -365,8 +391,9 @@ class TaskPlanner:
         last = spent = 0
         while True:
             await self._heartbeat(task, spent)
-            with tallied() as tally:
-                page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
+            async with self._journal(task):
+                with tallied() as tally:
+                    page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
             spent = tally.requests
             if page.links:
                 last = page.links[-1].event.event_id
@@ -376,6 +403,22 @@ class TaskPlanner:
                 break
             position = page.read_up_to
         await self._pool.execute(_END_READING, task.task_id, task.fence, last, spent)
+
+    @asynccontextmanager
+    async def _journal(self, task: Task) -> AsyncIterator[None]:
+        """Nobody else reads the seller's journal meanwhile; raises LeaseLostError."""
+        while True:
+            row = await self._pool.fetchrow(
+                _TAKE_JOURNAL, task.token_id, self._leases.owner, self._leases.duration, self._pace
+            )
+            if row["fence"] is not None or not row["is_scheduled"]:
+                break
+            await self._heartbeat(task, 0)
+            await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            yield
+        finally:
+            await self._pool.execute(_GIVE_JOURNAL, task.token_id, row["fence"], self._pace)
 
     async def _until_stored(self, task: Task, records: Sequence[OrderEvent], run_id: UUID) -> None:
         """Publish, and again if the events do not arrive, with growing patience; raises LeaseLostError."""

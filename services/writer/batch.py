@@ -84,6 +84,8 @@ class Batch:
     failures: dict[OrderKey, OrderFetchFailed] = field(default_factory=dict)
     requests: dict[OrderKey, int] = field(default_factory=dict)
     """What the looks at an order have cost."""
+    wanted_by: defaultdict[OrderKey, dict[UUID, int]] = field(default_factory=lambda: defaultdict(dict))
+    """The runs of the journal that looks are counted for, with their last events."""
     walked: defaultdict[tuple[UUID, int], list[Walked]] = field(default_factory=lambda: defaultdict(list))
     progressed: dict[tuple[UUID, int], WindowProgressed] = field(default_factory=dict)
     covered: defaultdict[tuple[UUID, int], list[CoveredRange]] = field(default_factory=lambda: defaultdict(list))
@@ -162,6 +164,8 @@ def _add_observation(batch: Batch, record: OrderObserved) -> None:
         batch.walked[record.place.run_id, record.place.attempt].append(
             Walked(record.place.sequence, observation.facts.order_id, observation.facts.bought_at)
         )
+    for wanted in record.wanted_by:
+        batch.wanted_by[observation.key][wanted.run_id] = wanted.last_event_id
     _look(batch, observation.key, record.observed_at)
     _cost(batch, observation.key, record.requests)
     known = batch.observations.get(observation.key)

@@ -26,6 +26,11 @@ class Metrics:
             " values mean that the journal loses events.",
             ["finding"],
         )
+        self.announced_later = Counter(
+            "orders_backup_orders_announced_later_total",
+            "Of the orders found by a listing, those whose change the journal told of afterwards, within an interval.",
+            ["finding"],
+        )
         self.waits = Counter(
             "orders_backup_writer_waits_total", "Batches held back because PostgreSQL or Kafka was away."
         )
@@ -61,3 +66,5 @@ class Metrics:
         count_ended(written.ended_runs)
         for finding, orders in written.found_by_listing.items():
             self.found_by_listing.labels(finding).inc(orders)
+        for finding, orders in written.announced_later.items():
+            self.announced_later.labels(finding).inc(orders)

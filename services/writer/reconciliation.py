@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 
 from services.writer.batch import OrderKey
-from shared.messages import CoveredRange
+from shared.messages import CoveredRange, OrderEvent
 
 # An answer that is wrongly empty must not cost a request for every order that a seller ever had.
 _MOST_LOOKS_A_RANGE = 1000
@@ -23,8 +23,9 @@ _WANT_UNLISTED = """
 INSERT INTO pending_fetches AS p (user_token_id, allegro_order_id, wanted_after, run_ids, next_attempt_at)
 SELECT o.user_token_id, o.allegro_order_id, $5, ARRAY[$1::uuid], now()
   FROM run_windows w
+  JOIN sync_history r USING (run_id)
   JOIN orders o ON o.user_token_id = w.user_token_id
- WHERE w.run_id = $1 AND NOT w.finished AND o.bought_at >= $2 AND o.bought_at < $3
+ WHERE w.run_id = $1 AND NOT w.finished AND r.completed_at IS NULL AND o.bought_at >= $2 AND o.bought_at < $3
    AND o.gone_at IS NULL AND o.observed_at < $5 AND NOT o.allegro_order_id = ANY($4::text[])
  ORDER BY o.allegro_order_id LIMIT $6
 ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
@@ -83,7 +84,20 @@ SELECT f.run_id, f.order_id, f.token_id,
   JOIN orders o ON o.user_token_id = f.token_id AND o.allegro_order_id = f.order_id
  ORDER BY f.run_id, f.order_id
 ON CONFLICT DO NOTHING
-RETURNING finding, cause
+RETURNING finding, cause,
+          (SELECT coalesce(o.gone_reason LIKE 'aged out: %', false) FROM orders o
+            WHERE o.user_token_id = reconciliation_findings.user_token_id
+              AND o.allegro_order_id = reconciliation_findings.allegro_order_id) AS aged_out
+"""
+
+
+# The journal is read every few minutes: it may have told of a change already that a listing shows before.
+_ANNOUNCE = """
+UPDATE reconciliation_findings f SET cause = 'owed'
+  FROM unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS e (token_id, order_id, wanted_after)
+ WHERE f.user_token_id = e.token_id AND f.allegro_order_id = e.order_id AND f.cause = 'unannounced'
+   AND e.wanted_after <= f.found_at
+RETURNING f.finding
 """
 
 
@@ -130,6 +144,15 @@ async def link_merged(
         )
 
 
+async def announce(connection: asyncpg.Connection, events: Sequence[OrderEvent]) -> Mapping[str, int]:
+    """Note that the journal tells of these changes; returns how many a listing had found before, by finding."""
+    named = [(event.token_id, event.order_id, event.wanted_after) for event in events if event.order_id is not None]
+    if not named:
+        return {}
+    rows = await connection.fetch(_ANNOUNCE, *(list(column) for column in zip(*named, strict=True)))
+    return Counter(row["finding"] for row in rows)
+
+
 async def note(connection: asyncpg.Connection, findings: Sequence[Finding]) -> Mapping[str, int]:
     """Note what runs found; returns how many orders nobody else would have led us to, by finding."""
     if not findings:
@@ -142,4 +165,4 @@ async def note(connection: asyncpg.Connection, findings: Sequence[Finding]) -> M
         [finding.finding for finding in findings],
         [finding.owed for finding in findings],
     )
-    return Counter(row["finding"] for row in rows if row["cause"] == "unannounced")
+    return Counter(row["finding"] for row in rows if row["cause"] == "unannounced" and not row["aged_out"])

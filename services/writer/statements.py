@@ -82,6 +82,7 @@ UPDATE orders o
    SET observed_at = n.observed_at
   FROM unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS n (token_id, order_id, observed_at)
  WHERE o.user_token_id = n.token_id AND o.allegro_order_id = n.order_id AND o.observed_at < n.observed_at
+RETURNING o.user_token_id, o.allegro_order_id
 """
 
 SETTLE_FETCHES = """
@@ -110,15 +111,22 @@ DELETE FROM pending_fetches p
 RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
 """
 
-# The copy stays (promise P12); a look made later may find the order again. Returns the orders that went just now.
+# The copy stays (promise P12); a look made later may find the order again. Returns the orders that went just now. An
+# order older than the year for which Allegro keeps it (#9729) is gone for its age: the journal does not tell of that.
 MARK_GONE = """
-WITH changed AS (
+WITH missing AS (
+    SELECT o.id, m.observed_at,
+           CASE WHEN o.bought_at < coalesce(o.gone_at, m.observed_at) - interval '365 days'
+                THEN 'aged out: ' || m.reason ELSE m.reason END AS reason
+      FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[])
+           AS m (token_id, order_id, observed_at, reason)
+      JOIN orders o ON o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id
+), changed AS (
     UPDATE orders o
        SET gone_at = coalesce(o.gone_at, m.observed_at), gone_reason = m.reason, observed_at = m.observed_at,
            updated_at = now()
-      FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[])
-           AS m (token_id, order_id, observed_at, reason)
-     WHERE o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id AND o.observed_at < m.observed_at
+      FROM missing m
+     WHERE o.id = m.id AND o.observed_at < m.observed_at
        AND (o.gone_at IS NULL OR o.gone_reason IS DISTINCT FROM m.reason)
     RETURNING o.user_token_id, o.allegro_order_id, o.gone_at = m.observed_at AS went
 ), noted AS (
@@ -158,12 +166,23 @@ SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id, n.events, n.
 ON CONFLICT (run_id) DO UPDATE
    SET events_stored = r.events_stored + excluded.events_stored,
        last_event_id = greatest(r.last_event_id, excluded.last_event_id),
+       requests = r.requests + CASE WHEN r.events_stored = 0 AND r.task_id IS NULL THEN excluded.requests ELSE 0 END,
        progress_at = now()
  WHERE r.completed_at IS NULL
 """
 
-# An ended run's numbers stay, whatever it caused comes later. The requests of a listing are its pages, and told by its
-# walk.
+# The look at an order may be stored before the event that led to it.
+BEGIN_RUNS = """
+INSERT INTO sync_history (run_id, user_token_id, user_id, kind, last_event_id)
+SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS n (run_id, token_id, last_event_id)
+  JOIN user_tokens t ON t.id = n.token_id
+ ORDER BY n.run_id
+ON CONFLICT (run_id) DO NOTHING
+"""
+
+# An ended run's numbers stay, whatever it caused comes later. Only what a stopped walk had read is still counted. The
+# requests of a listing are its pages, and told by its walk.
 COUNT_ORDERS = """
 UPDATE sync_history r
    SET orders_processed = r.orders_processed + n.processed,
@@ -173,7 +192,9 @@ UPDATE sync_history r
        progress_at = CASE WHEN n.processed + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
        AS n (run_id, processed, added, updated, requests)
- WHERE r.run_id = n.run_id AND r.completed_at IS NULL
+ WHERE r.run_id = n.run_id
+   AND (r.completed_at IS NULL
+        OR r.status = 'stopped' AND EXISTS (SELECT FROM run_windows w WHERE w.run_id = r.run_id AND NOT w.finished))
 """
 
 LOCK_WALKS = """

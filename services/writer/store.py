@@ -14,10 +14,9 @@ import asyncpg
 
 from services.writer import statements as sql
 from services.writer.batch import Batch, Observation, OrderKey, advance_cursor, wanted_fetches
-from services.writer.reconciliation import Finding, link_merged, note, want_unlisted
+from services.writer.reconciliation import Finding, announce, link_merged, note, want_unlisted
 from services.writer.unstorable import Storable, as_it_came
 from services.writer.walk import WalkState, advance_all, is_complete
-from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.delivery import DeadLetter
 from shared.errors import PermanentError
 from shared.messages import OrderEvent, OrderFetchFailed, OrderMissing, OrderObserved, WindowFinished
@@ -25,6 +24,9 @@ from shared.token_users import learn_users
 
 # How long the enricher has for a new event before the poller sends the order out again (docs/architecture.md).
 SETTLE_SECONDS = 120.0
+
+# SQLSTATE classes that speak of the data: data exception, integrity constraint violation, program limit exceeded.
+_CLASSES_OF_DATA = frozenset({"22", "23", "54"})
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Written:
     """Orders that nothing else would have led us to: missing, stale, merged, gone."""
     ended_runs: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
     """Of each run that ended, `kind` and `status`."""
+    announced_later: Mapping[str, int] = field(default_factory=dict)
+    """Of those found before, orders that the journal has told of now."""
 
     def __add__(self, other: "Written") -> "Written":
         return Written(
@@ -63,11 +67,19 @@ class Written:
             self.waited_seconds + other.waited_seconds,
             Counter(self.found_by_listing) + Counter(other.found_by_listing),
             self.ended_runs + other.ended_runs,
+            Counter(self.announced_later) + Counter(other.announced_later),
         )
 
 
 class RefusedError(PermanentError):
     """PostgreSQL will not take this batch, however often it is offered."""
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether it is the data that cannot be stored. Nobody loses a record for a server that cannot store anything."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in _CLASSES_OF_DATA
+    return isinstance(error, ValueError)  # the driver's complaints about arguments
 
 
 class Store:
@@ -85,8 +97,8 @@ class Store:
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 return await _Transaction(connection, batch, storable or {}).run()
-        except (asyncpg.PostgresError, ValueError) as error:  # the driver's complaints about arguments are ValueErrors
-            if isinstance(error, TRANSIENT_DATABASE_ERRORS) and not isinstance(error, ValueError):
+        except (asyncpg.PostgresError, ValueError) as error:
+            if not _is_refusal(error):
                 raise
             raise RefusedError(f"{type(error).__name__}: {error}") from error
 
@@ -105,12 +117,14 @@ class _Transaction:
 
     async def run(self) -> Written:
         events = await self._insert_events()
+        announced = await announce(self._connection, events)
         await self._want_fetches(events)
         changed = await self._upsert_orders()
         gone = await self._mark_gone()
         await link_merged(self._connection, gone=gone, buyers_of_new=self._buyers_of_new(changed))
         await self._settle_fetches()
-        await self._move_observations(changed)
+        moved = await self._move_observations(changed)
+        await self._count_early_looks({*changed, *moved})
         await self._note_failures()
         await self._move_cursors(changed)
         walks = await self._move_walks()
@@ -130,6 +144,7 @@ class _Transaction:
             waited_seconds=self._waited,
             found_by_listing=found,
             ended_runs=tuple(self._ended),
+            announced_later=announced,
         )
 
     def _document(self, raw: bytes) -> Storable:
@@ -176,20 +191,46 @@ class _Transaction:
         rows = await self._connection.fetch(sql.UPSERT_ORDERS, *self._order_columns(observations))
         return {(row["user_token_id"], row["allegro_order_id"]): bool(row["added"]) for row in rows}
 
-    async def _move_observations(self, changed: Collection[OrderKey]) -> None:
-        """What a look confirmed is as new as the look: the order as it was, or that it is gone."""
+    async def _move_observations(self, changed: Collection[OrderKey]) -> list[OrderKey]:
+        """What a look confirmed is as new as the look: the order as it was, or that it is gone; returns these."""
         confirmed: list[OrderObserved | OrderMissing] = [
             seen.record
             for key, seen in self._batch.observations.items()
-            if key not in changed and (seen.record.observed_by == "detail" or key in self._settled_by)
+            if key not in changed
+            and (seen.record.observed_by == "detail" or key in self._settled_by or key in self._batch.wanted_by)
         ]
         confirmed += self._batch.missing.values()
-        if confirmed:
+        if not confirmed:
+            return []
+        rows = await self._connection.fetch(
+            sql.MOVE_OBSERVATIONS,
+            [look.token_id for look in confirmed],
+            [look.order_id for look in confirmed],
+            [look.observed_at for look in confirmed],
+        )
+        return [(row["user_token_id"], row["allegro_order_id"]) for row in rows]
+
+    async def _count_early_looks(self, looked_at: Collection[OrderKey]) -> None:
+        """Count looks that are stored before the events that led to them: then nothing is owed yet.
+
+        Only a look that is the latest of its order counts, so one that comes again does not.
+        """
+        new: dict[UUID, tuple[int, int]] = {}
+        for key in looked_at:
+            runs = self._batch.wanted_by.get(key, {})
+            settled_by = self._settled_by.get(key)
+            for run_id, last_event_id in runs.items():
+                if settled_by is None or run_id not in settled_by:
+                    self._runs[run_id].processed += 1
+                    new[run_id] = key[0], last_event_id
+            if runs and settled_by is None:
+                self._runs[max(runs, key=lambda run_id: runs[run_id])].requests += self._batch.requests.get(key, 0)
+        if new:
             await self._connection.execute(
-                sql.MOVE_OBSERVATIONS,
-                [look.token_id for look in confirmed],
-                [look.order_id for look in confirmed],
-                [look.observed_at for look in confirmed],
+                sql.BEGIN_RUNS,
+                list(new),
+                [token_id for token_id, _ in new.values()],
+                [last_event_id for _, last_event_id in new.values()],
             )
 
     def _order_columns(self, observations: Sequence[Observation]) -> list[list[Any]]:
@@ -293,9 +334,13 @@ class _Transaction:
         for key, added in changed.items():
             place = self._batch.observations[key].record.place
             wanted_by = self._settled_by.get(key, [])
-            if place is None and not wanted_by:
+            early = self._batch.wanted_by.get(key, {})
+            if place is None and not wanted_by and not early:
                 continue
-            run_id = place.run_id if place is not None else wanted_by[-1]
+            if place is not None:
+                run_id = place.run_id
+            else:
+                run_id = wanted_by[-1] if wanted_by else max(early, key=lambda run_id: early[run_id])
             if added:
                 self._runs[run_id].added += 1
             else:

@@ -18,6 +18,7 @@ from shared.allegro.bodies import FetchedOrder, JournalEvent, OrderPage, Unreada
 from shared.allegro.errors import (
     AllegroTimeoutError,
     AllegroUnavailableError,
+    OrderNotFoundError,
     RateLimitedError,
     ReauthorizationRequiredError,
     UnauthorizedError,
@@ -138,7 +139,7 @@ class AllegroClient:
     async def order(self, token_id: int, order_id: str, *, traffic: Traffic) -> FetchedOrder:
         """One order as it is now; raises OrderNotFoundError."""
         path = f"/order/checkout-forms/{quote(order_id, safe='')}"
-        answer = await self._get(token_id, Endpoint.DETAIL, path, {}, traffic)
+        answer = await self._get(token_id, Endpoint.DETAIL, path, {}, traffic, order_id=order_id)
         order = _read(lambda: bodies.listed_order(answer.body), Endpoint.DETAIL, answer)
         if order.order_id != order_id:
             raise AllegroUnavailableError("the answer shows another order than the one asked for").at(
@@ -152,13 +153,19 @@ class AllegroClient:
         return Seller(*_read(lambda: bodies.seller(answer.body), Endpoint.ME, answer))
 
     async def _get(
-        self, token_id: int, endpoint: Endpoint, path: str, params: dict[str, str], traffic: Traffic
+        self,
+        token_id: int,
+        endpoint: Endpoint,
+        path: str,
+        params: dict[str, str],
+        traffic: Traffic,
+        order_id: str | None = None,
     ) -> _Answer:
         """Call with what may go away repeated: 5xx after a pause, a timeout at once, three attempts in all (E2)."""
         attempt = 1
         while True:
             try:
-                return await self._authorised(token_id, endpoint, path, params, traffic)
+                return await self._authorised(token_id, endpoint, path, params, traffic, order_id)
             except AllegroUnavailableError as error:
                 if attempt == _ATTEMPTS or error.endpoint != endpoint.value:
                     raise  # a refresh that did not succeed has its own pace
@@ -168,16 +175,22 @@ class AllegroClient:
                 attempt += 1
 
     async def _authorised(
-        self, token_id: int, endpoint: Endpoint, path: str, params: dict[str, str], traffic: Traffic
+        self,
+        token_id: int,
+        endpoint: Endpoint,
+        path: str,
+        params: dict[str, str],
+        traffic: Traffic,
+        order_id: str | None = None,
     ) -> _Answer:
         """Call; on a 401 refresh once and call again. A fresh token that is refused means: unlinked (#13133)."""
         try:
-            return await self._request(token_id, endpoint, path, params, traffic)
+            return await self._request(token_id, endpoint, path, params, traffic, order_id)
         except UnauthorizedError as error:
             logger.info("the access token was refused: refreshing", extra=_told(token_id, error))
             await self._vault.refresh(token_id, seen_generation=error.generation)
         try:
-            return await self._request(token_id, endpoint, path, params, traffic)
+            return await self._request(token_id, endpoint, path, params, traffic, order_id)
         except UnauthorizedError as error:
             reason = f"Allegro refused a token it had just issued ({error}): the seller has withdrawn consent"
             if await self._vault.require_consent(token_id, reason, generation=error.generation):
@@ -186,7 +199,13 @@ class AllegroClient:
             raise AllegroUnavailableError("the token was replaced during the call").at(endpoint.value) from error
 
     async def _request(
-        self, token_id: int, endpoint: Endpoint, path: str, params: dict[str, str], traffic: Traffic
+        self,
+        token_id: int,
+        endpoint: Endpoint,
+        path: str,
+        params: dict[str, str],
+        traffic: Traffic,
+        order_id: str | None = None,
     ) -> _Answer:
         self._outage.check()
         # The wait comes first: a token is decrypted only when its call can go out.
@@ -194,8 +213,11 @@ class AllegroClient:
         bearer = await self._vault.access_token(token_id)
         requested_at = self._clock.now()
         try:
-            with self._outage.call():
+            with self._outage.call(order_id):
                 answer = await self._call(endpoint, path, params, bearer)
+        except OrderNotFoundError as error:
+            error.requested_at = requested_at
+            raise
         except UnauthorizedError as error:
             error.generation = bearer.generation
             raise

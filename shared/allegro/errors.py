@@ -7,9 +7,10 @@
     ├── RateLimitedError        (TransientError)   429
     ├── NotPermittedError       (TransientError)   not called at all: the limits gave no permission in time
     ├── InvalidClientError      (TransientError)   our app is not accepted: nothing of a seller's is wrong
+    ├── CallRefusedError        (TransientError)   any other 4xx: our headers, a gateway, not the order asked for
     ├── AccessDeniedError       (PermanentError)   403: a scope is missing, or the API key is blocked (#11939, #10913)
     ├── OrderNotFoundError      (PermanentError)   404: merged, older than a year, or another seller's
-    ├── RequestRejectedError    (PermanentError)   any other 4xx: our request was wrong
+    ├── RequestRejectedError    (PermanentError)   400, 404, 422 by Allegro itself on an order: no such id can be
     ├── AnswerTooLargeError     (PermanentError)   longer than we read: asking for less may help
     ├── InvalidGrantError       (PermanentError)   the refresh token was not accepted, this time
     ├── UnauthorizedError                          401: refreshing the access token may help
@@ -21,7 +22,7 @@
 Texts are scrubbed: Allegro's OAuth errors echo the token (allegro-api.md 2).
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Self
 
@@ -87,7 +88,16 @@ class ReauthorizationRequiredError(AllegroError):
 
 
 class OrderNotFoundError(AllegroError, PermanentError):
-    """404 on an order."""
+    """404 on an order; `requested_at` is when it was asked for, after any wait for the limits."""
+
+    requested_at: datetime | None = None
+
+
+class CallRefusedError(AllegroError, TransientError):
+    """A 4xx that says nothing of what was asked for: a header of ours that Allegro does not like, or a gateway.
+
+    Transient, since it meets every call alike: nothing may be given up for it.
+    """
 
 
 class RequestRejectedError(AllegroError, PermanentError):
@@ -151,8 +161,12 @@ def from_answer(
             error = RateLimitedError(text, retry_after=retry_after)
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.TOO_EARLY:
             error = AllegroUnavailableError(text, retry_after=retry_after)
-        case _ if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        case HTTPStatus.BAD_REQUEST | HTTPStatus.NOT_FOUND | HTTPStatus.UNPROCESSABLE_ENTITY if (
+            endpoint == Endpoint.DETAIL.value and _is_from_the_api(body)
+        ):
             error = RequestRejectedError(text)
+        case _ if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            error = CallRefusedError(text, retry_after=retry_after)
         case _:  # 5xx, and redirects or successes without the promised body
             error = AllegroUnavailableError(text, retry_after=retry_after)
     return error.at(endpoint, status, trace_id)
@@ -207,6 +221,12 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def _is_from_the_api(body: bytes) -> bool:
+    """Whether the API itself explains an error; what stands before it answers in other forms."""
+    errors = (_json_object(body) or {}).get("errors")
+    return isinstance(errors, list) and any(isinstance(error, dict) and error.get("code") for error in errors)
 
 
 def _is_captcha(body: bytes) -> bool:

@@ -6,19 +6,28 @@ Every process judges by its own calls: one whose network fails must not stop the
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import asyncpg
 
 from shared.allegro import metrics
-from shared.allegro.errors import AllegroError, AllegroOutageError, AllegroUnavailableError
+from shared.allegro.errors import (
+    AllegroError,
+    AllegroOutageError,
+    AllegroUnavailableError,
+    CallRefusedError,
+    RequestRejectedError,
+)
 from shared.circuit import Circuit
 
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 5.0
+_REMEMBERED_ORDERS = 1000
 _FRESH = timedelta(seconds=REPORT_SECONDS * 4)
 
 # language=sql
@@ -41,6 +50,7 @@ class Outage:
         self._client_id = client_id
         self._monotonic = monotonic
         self._circuit = Circuit()
+        self._rejected: OrderedDict[str, None] = OrderedDict()
         self._is_told = False
 
     def check(self) -> None:
@@ -50,14 +60,21 @@ class Outage:
             raise self._refusal(pause)
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """One call: its failure counts if Allegro did not answer or not as promised, whatever else it answered."""
+    def call(self, order_id: str | None = None) -> Iterator[None]:
+        """One call: its failure counts if Allegro did not answer or not as promised, whatever else it answered.
+
+        One order that is rejected says nothing of the others; where many are, no order is to blame.
+        """
         ticket = self._circuit.admit(self._monotonic())
         if ticket is None:
             raise self._refusal(self._circuit.pause_left(self._monotonic()))
         try:
             yield
-        except AllegroUnavailableError:
+        except RequestRejectedError:
+            if order_id is not None and self._is_news(order_id):
+                self._circuit.record(ticket, self._monotonic(), failed=True)
+            raise
+        except (AllegroUnavailableError, CallRefusedError):
             self._circuit.record(ticket, self._monotonic(), failed=True)
             raise
         except AllegroError:
@@ -67,6 +84,15 @@ class Outage:
             self._circuit.record(ticket, self._monotonic(), failed=False)
         finally:
             self._circuit.release(ticket)
+
+    def _is_news(self, order_id: str) -> bool:
+        """Whether an order could be one of Allegro's, by its id (a UUID of version 1), and was not rejected before."""
+        if order_id in self._rejected or not _is_time_uuid(order_id):
+            return False
+        self._rejected[order_id] = None
+        if len(self._rejected) > _REMEMBERED_ORDERS:
+            self._rejected.popitem(last=False)
+        return True
 
     async def report(self) -> None:
         """Tell PostgreSQL and Prometheus how it stands; raises the driver's errors."""
@@ -86,6 +112,13 @@ class Outage:
     @staticmethod
     def _refusal(pause: float) -> AllegroOutageError:
         return AllegroOutageError("most calls to Allegro fail: pausing", retry_after=timedelta(seconds=pause))
+
+
+def _is_time_uuid(text: str) -> bool:
+    try:
+        return UUID(text).version == 1
+    except ValueError:
+        return False
 
 
 async def outage_since(pool: asyncpg.Pool, client_id: str) -> datetime | None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -105,6 +106,38 @@ class TestTasks:
         assert (day["task_id"], day["joined"]) == (week["task_id"], True)
         assert (again["task_id"], again["joined"]) == (week["task_id"], True)
         assert after_its_end["task_id"] not in (week["task_id"], month["task_id"])
+
+    async def test_a_listing_that_has_passed_what_is_asked_for_is_not_joined(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+    ) -> None:
+        """It would not see what changes where it has been."""
+        await a_connected_seller(api)
+        listing = await start(api, kind="full")
+        await pool.execute("UPDATE task_history SET status = 'running' WHERE task_id = $1", UUID(listing["task_id"]))
+        await pool.execute(
+            "INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind)"
+            " SELECT task_id, task_id, user_token_id, user_id, kind FROM task_history WHERE task_id = $1",
+            UUID(listing["task_id"]),
+        )
+        await pool.execute(
+            "INSERT INTO run_windows (run_id, user_token_id, bought_from, bought_to, position)"
+            " SELECT run_id, user_token_id, now() - interval '366 days', now(), now() - interval '366 days'"
+            " FROM sync_history WHERE task_id = $1",
+            UUID(listing["task_id"]),
+        )
+        at_the_beginning = await start(api, kind="full")
+        await pool.execute("UPDATE run_windows SET position = '2026-06-01T00:00:00Z'")
+
+        ahead = await start(api, **{"from": "2026-06-01T00:00:00Z"})
+        passed = await start(api, **{"from": "2026-05-31T00:00:00Z"})
+        everything = await start(api, kind="full")
+        again = await start(api, kind="full")
+
+        assert [task["joined"] for task in (at_the_beginning, ahead, passed, everything, again)] == [
+            *(True, True),
+            *(False, False, True),
+        ]
+        assert again["task_id"] == everything["task_id"]
 
     async def test_a_listing_that_is_being_stopped_is_not_joined(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool

@@ -13,13 +13,14 @@ from shared.allegro.bodies import FetchedOrder, ListedOrder, OrderPage, listed_o
 from shared.allegro.errors import (
     AllegroOutageError,
     AllegroUnavailableError,
+    CallRefusedError,
     OrderNotFoundError,
     ReauthorizationRequiredError,
     RequestRejectedError,
 )
 from shared.allegro.tally import note_request
 from shared.kafka import PublishFailedError
-from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record
+from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record, WantedBy
 from tests.builders import NOON, after, an_event, an_order_body, consumed
 
 LAG = timedelta(seconds=30)
@@ -128,6 +129,21 @@ async def test_a_burst_of_events_of_one_order_is_one_look(world: World) -> None:
     assert world.allegro.details == ["o-1"]
 
 
+@pytest.mark.parametrize("now", [0, 600])
+async def test_looks_single_ones_and_those_on_pages_name_the_runs_that_wanted_them(world: World, now: float) -> None:
+    world.clock.moment = after(now)
+    events = [
+        an_event(number, order_id=f"o-{number}", last=9).model_copy(update={"bought_at": after(number)})
+        for number in range(10)
+    ]
+
+    looked = await world.handle(*events)
+
+    assert (world.allegro.pages > 0) is (now > 0)
+    wanted_by = {look.wanted_by for look in looked if isinstance(look, OrderObserved)}
+    assert wanted_by == {(WantedBy(run_id=events[0].run_id, last_event_id=9),)}
+
+
 async def test_an_event_that_the_last_look_covers_costs_nothing(world: World) -> None:
     await world.handle(an_event(1, order_id="o-1", wanted_after=NOON))
     again = await world.handle(an_event(2, order_id="o-1", wanted_after=NOON))
@@ -215,13 +231,35 @@ async def test_looks_that_cannot_be_published_are_made_again_by_whoever_asked(wo
     assert len(looked) == 10
 
 
-async def test_a_missing_order_is_recorded_and_not_retried(world: World) -> None:
+async def test_a_missing_order_is_recorded_and_not_retried(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.allegro.failing["o-1"] = OrderNotFoundError("404: not found")
 
     (record,) = await world.handle(an_event(1, order_id="o-1"))
 
     assert isinstance(record, OrderMissing)
     assert (record.observed_at, record.reason) == (NOON, "404: not found")
+    told = [line.__dict__ for line in caplog.records if line.message == "Allegro has no such order"]
+    assert [(line["token_id"], line["order_id"]) for line in told] == [(1, "o-1")]
+
+
+async def test_a_missing_order_is_dated_when_it_was_asked_for(world: World) -> None:
+    world.allegro.failing["o-1"] = error = OrderNotFoundError("404: not found")
+    error.requested_at = after(50)
+
+    (record,) = await world.handle(an_event(1, order_id="o-1"))
+
+    assert isinstance(record, OrderMissing)
+    assert record.observed_at == after(50)
+
+
+async def test_a_refused_call_is_tried_again_and_sets_nothing_aside(world: World) -> None:
+    world.allegro.failing["o-1"] = CallRefusedError("406: 20 bytes that are no JSON object")
+
+    (record,) = await world.handle(an_event(1, order_id="o-1"))
+
+    assert isinstance(record, OrderFetchFailed)
+    assert record.retry_after_seconds is not None
+    assert world.published.letters == []
 
 
 async def test_an_outage_parks_the_order_with_growing_delays(world: World) -> None:

@@ -1,13 +1,13 @@
 """What a lane's records ask for: one look an order (promise P6)."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from services.enricher.hunt import Quarry
 from services.enricher.merge import Plan, Wanted, merge, plan
 from services.enricher.recent import RecentLooks
 from services.enricher.retry import retry_delay
 from shared.messages import OrderFetch
-from tests.builders import NOON, after, an_event
+from tests.builders import A_RUN, ANOTHER_RUN, NOON, after, an_event
 
 LAG = timedelta(seconds=30)
 
@@ -18,6 +18,15 @@ def test_events_of_one_order_become_one_look_after_the_last_of_them() -> None:
     assert [(look.order_id, look.wanted_after) for look in merge(events, RecentLooks())] == [
         (events[0].order_id, after(4))
     ]
+
+
+def test_a_look_is_counted_for_the_runs_of_all_its_events() -> None:
+    events = [an_event(100, run_id=A_RUN, last=100), an_event(101, run_id=ANOTHER_RUN, last=150)]
+    again = OrderFetch(token_id=1, order_id=events[0].order_id or "", wanted_after=NOON)
+
+    (look,) = merge([*events, again], RecentLooks())
+
+    assert {(run.run_id, run.last_event_id) for run in look.wanted_by} == {(A_RUN, 100), (ANOTHER_RUN, 150)}
 
 
 def test_an_order_looked_at_after_the_event_is_not_looked_at_again() -> None:
@@ -31,12 +40,19 @@ def test_an_order_looked_at_after_the_event_is_not_looked_at_again() -> None:
     assert [look.order_id for look in newer] == ["a"]
 
 
-def test_what_the_poller_sends_again_is_always_looked_at() -> None:
-    """The look that we remember may have been lost on its way to the database."""
+def test_what_the_poller_sends_again_is_looked_at_unless_it_was_since_the_poller_asked() -> None:
+    """The look that we remember may have been lost on its way to the database; a later one answers the question."""
     recent = RecentLooks()
     recent.note((1, "a"), after(10))
 
-    assert merge([OrderFetch(token_id=1, order_id="a", wanted_after=NOON)], recent)
+    def again(asked_at: datetime | None, wanted_after: datetime = NOON) -> bool:
+        record = OrderFetch(token_id=1, order_id="a", wanted_after=wanted_after, asked_at=asked_at)
+        return bool(merge([record], recent))
+
+    assert again(None)
+    assert again(after(11))
+    assert again(after(5), wanted_after=after(11))
+    assert not again(after(10))
 
 
 def test_events_covered_by_the_initial_load_or_without_an_order_ask_for_nothing() -> None:

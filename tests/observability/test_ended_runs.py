@@ -71,6 +71,8 @@ async def store(pool: asyncpg.Pool, metrics: Metrics, *records: Record) -> None:
 class NothingQueued:
     """Slots that nothing waits for."""
 
+    are_full = False
+
     async def fill(self, *_: object) -> bool:
         return False
 
@@ -78,7 +80,7 @@ class NothingQueued:
 def a_planner(pool: asyncpg.Pool) -> TaskPlanner:
     nothing: Any = None
     slots: Any = NothingQueued()
-    return TaskPlanner(pool, nothing, nothing, nothing, nothing, nothing, slots, SETTINGS)
+    return TaskPlanner(pool, nothing, nothing, nothing, nothing, nothing, slots, slots, SETTINGS)
 
 
 def an_end(outcome: str, **fields: Any) -> WindowFinished:

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from devstack.brokers import Broker, choose_broker
 from devstack.ports import free_port, release
-from services.enricher.lanes import Lanes
+from services.enricher.lanes import Lanes, Work
 from services.writer.consume import Writer
 from services.writer.metrics import Metrics
 from services.writer.store import Store, Written
@@ -88,10 +88,7 @@ def idle_lanes(settings: KafkaSettings, health: Health) -> Lanes:
 
     return Lanes(
         partial(open_consumer, settings, group="idle", service="test", max_poll_interval_ms=60_000),
-        settings.topics.order_events,
-        nothing_comes,
-        max_batch=10,
-        drain_seconds=1,
+        {settings.topics.order_events: Work(nothing_comes, max_batch=10, drain_seconds=1)},
         progressed=partial(health.progressed, "consume"),
     )
 

@@ -42,6 +42,8 @@ SETTINGS = PollerSettings.model_construct(
     sync_events_retention_days=730,
     sync_tracked_event_types=frozenset(),
     kafka_topic_prefix="",
+    allegro_events_limit_per_minute=60,
+    allegro_limit_minute_seconds=1.0,
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from services.poller.journal import JournalPoller
 from services.poller.leases import Leases
+from services.poller.positions import journal_pace
 from services.poller.publish import Publisher
 from services.poller.reading import PageReader
 from services.poller.settings import PollerSettings
@@ -38,6 +39,8 @@ SETTINGS = PollerSettings.model_construct(
     poller_redelivery_seconds=30.0,
     sync_tracked_event_types=frozenset(),
     kafka_topic_prefix="",
+    allegro_events_limit_per_minute=60,
+    allegro_limit_minute_seconds=1.0,
 )
 
 
@@ -230,14 +233,16 @@ async def test_a_slow_seller_delays_nobody(world: World) -> None:
     assert [token_id for token_id, _ in world.allegro.reads][1] == other
 
 
-async def test_a_backlog_is_read_in_bounded_pieces_without_a_pause(world: World) -> None:
+async def test_a_backlog_is_read_in_bounded_pieces_with_no_pause_but_that_of_the_limit(world: World) -> None:
+    """Another replica may read on, which does not know of the last call."""
     world.allegro.lines = [a_line(world.base + number) for number in range(1, 3501)]
 
     await world.turn()
-    soon = await world.pool.fetchval("SELECT next_run <= now() FROM active_sync_schedules")
+    pause = await world.pool.fetchval("SELECT next_run - last_run FROM active_sync_schedules")
+    await world.pool.execute("UPDATE active_sync_schedules SET next_run = now()")
     await world.replica().turn()
 
-    assert soon
+    assert pause == journal_pace(SETTINGS)
     assert await world.cursor() == world.base + 3500
     assert [after for _, after in world.allegro.reads] == [world.base * (n > 0) + 1000 * n for n in range(4)]
     runs = await world.pool.fetch("SELECT events_stored, requests FROM sync_history ORDER BY started_at")
@@ -413,6 +418,24 @@ async def test_events_of_the_initial_load_are_stored_without_a_look(world: World
 
     owed = await world.pool.fetch("SELECT allegro_order_id FROM pending_fetches")
     assert [row["allegro_order_id"] for row in owed] == ["new"]
+
+
+async def test_no_listing_follows_the_other_while_the_journal_cannot_be_read(world: World) -> None:
+    old = to_event_id(world.clock.now() - timedelta(days=61))
+    await world.pool.execute("UPDATE journal_cursors SET stored_event_id = $1", old)
+    world.allegro.error = AllegroUnavailableError("503")
+
+    for _ in range(3):
+        await world.pool.execute("UPDATE active_sync_schedules SET next_run = now()")
+        await world.turn()
+        await world.pool.execute("UPDATE task_history SET status = 'completed'")
+    while_it_fails = await world.pool.fetchval("SELECT count(*) FROM task_history")
+    world.allegro.error = None
+    await world.pool.execute("UPDATE active_sync_schedules SET next_run = now()")
+    await world.turn()
+
+    assert while_it_fails == 0
+    assert await world.pool.fetchval("SELECT count(*) FROM task_history") == 1
 
 
 async def test_a_cursor_older_than_the_journal_starts_a_full_listing_once(world: World) -> None:

@@ -1,13 +1,17 @@
 """Tasks become runs: written down before they are sent out, one listing of a token at a time, stopped in any state."""
 
 import asyncio
+import itertools
+import time
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
+from services.poller.journal import JournalPoller
 from services.poller.leases import Leases
+from services.poller.positions import journal_pace
 from services.poller.publish import Publisher
 from services.poller.reading import PageReader
 from services.poller.redelivery import Redelivery
@@ -18,10 +22,10 @@ from services.writer.store import Store
 from shared.allegro.errors import AccessDeniedError, AllegroUnavailableError
 from shared.clock import DatabaseClock, to_event_id
 from shared.kafka import PublishFailedError
-from shared.messages import OrderWindow
+from shared.messages import OrderWindow, WindowPlace
 from shared.topics import Topics
 from tests.builders import a_token, an_event, an_observation, consumed
-from tests.poller.conftest import SETTINGS, Kafka, Shop, a_task
+from tests.poller.conftest import SETTINGS, Kafka, Shop, a_schedule, a_task
 from tests.poller.test_journal import a_line
 
 pytestmark = pytest.mark.integration
@@ -35,6 +39,7 @@ class Replica:
         self.leases.owner = owner
         self.clock = clock
         self.slots = Slots("tasks", 8)
+        self.readings = Slots("readings", 2)
         self._pool = pool
         self._shop = shop
         self._kafka = kafka
@@ -49,12 +54,14 @@ class Replica:
             self.clock,
             self.leases,
             self.slots,
+            self.readings,
             SETTINGS.model_copy(update=changes),
         )
 
     async def turn(self) -> None:
         await self.planner.turn()
         await self.slots.idle()
+        await self.readings.idle()
 
 
 @pytest.fixture
@@ -389,22 +396,123 @@ async def test_a_reading_that_found_nothing_new_ends(
     assert (await task(pool, task_id))["status"] == "completed"
 
 
-@pytest.mark.parametrize("kind", ["journal", "orders", "full"])
-async def test_a_task_that_is_stopped_ends_as_stopped(
-    pool: asyncpg.Pool, replica: Replica, shop: Shop, clock: DatabaseClock, kind: str
+@pytest.mark.parametrize(
+    ("kind", "attempt"),
+    [("journal", 0), ("orders", 0), ("full", 0), ("full", 1)],  # no walk yet; one that goes on, or died
+)
+async def test_a_task_that_is_stopped_ends_as_stopped_at_once(
+    pool: asyncpg.Pool, replica: Replica, clock: DatabaseClock, kind: str, attempt: int
 ) -> None:
     moment = (clock.now() - timedelta(hours=1)).isoformat()
     task_id = await a_task(pool, await a_token(pool), kind, **{"from": moment, "order_ids": ["a"]})
     await replica.turn()
-    # A walk ends by itself; where there is none any more, the poller ends the run after a while.
-    await pool.execute("UPDATE run_windows SET progress_at = now() - interval '1 minute'")
-    await pool.execute("UPDATE task_history SET status = 'stopping', stop_requested_at = now() - interval '1 minute'")
+    await pool.execute("UPDATE run_windows SET attempt = $1", attempt)
+    await pool.execute("UPDATE task_history SET status = 'stopping', stop_requested_at = now()")
 
     await replica.turn()
 
     ended = await task(pool, task_id)
     assert (ended["status"], ended["finished_at"] is not None) == ("stopped", True)
     assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
+
+
+async def test_what_a_stopped_walk_had_read_is_stored_and_counted(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id = await a_token(pool)
+    await a_task(pool, token_id, "full")
+    await replica.turn()
+    run_id = await pool.fetchval("UPDATE run_windows SET attempt = 1 RETURNING run_id")
+    await pool.execute("UPDATE task_history SET status = 'stopping', stop_requested_at = now()")
+    await replica.turn()
+    numbers = "SELECT status, orders_processed, orders_added FROM sync_history"
+    at_the_stop = await pool.fetchrow(numbers)
+
+    for _ in range(2):  # the second time: a repeated record
+        for sequence in range(3):
+            place = WindowPlace(run_id=run_id, attempt=1, sequence=sequence)
+            seen = an_observation(clock.now(), order_id=f"o-{sequence}", token_id=token_id, by="list", place=place)
+            await kafka.store.apply(collect([consumed(seen)], dead_letter_topic="dead"))
+    later = await pool.fetchrow(numbers)
+    await pool.execute("UPDATE sync_history SET completed_at = now() - interval '11 minutes'")
+    await Redelivery(pool, Publisher(kafka, Topics()), SETTINGS).end_settled_runs()  # type: ignore[arg-type]
+
+    assert tuple(at_the_stop) == ("stopped", 0, 0)
+    assert tuple(later) == ("stopped", 3, 3)
+    assert await pool.fetchval("SELECT finished FROM run_windows")
+
+
+async def test_readings_however_many_hold_up_no_other_task(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, clock: DatabaseClock
+) -> None:
+    release = asyncio.Event()
+
+    async def wait(_token_id: int) -> None:
+        await release.wait()
+
+    shop.on_read = wait
+    moment = (clock.now() - timedelta(hours=1)).isoformat()
+    for number in range(20):
+        await a_task(pool, await a_token(pool, user_id=f"shop-{number}"), "journal", **{"from": moment})
+    listing = await a_task(pool, await a_token(pool, user_id="another"), "full")
+
+    await replica.planner.turn()
+    await replica.planner.turn()
+    await replica.slots.idle()
+    begun = (await task(pool, listing))["status"]
+    release.set()
+    await replica.readings.idle()
+
+    assert begun == "running"
+
+
+async def test_a_journal_is_read_by_one_replica_at_a_time_and_by_the_next_one_after_a_pause(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    """Each process counts only its own calls: together they would make twice as many as Allegro allows."""
+    settings = SETTINGS.model_copy(update={"allegro_limit_minute_seconds": 6.0})
+    pace = journal_pace(settings)
+    replica.planner = replica.a_planner(allegro_limit_minute_seconds=6.0)
+    token_id = await a_token(pool)
+    await a_schedule(pool, token_id)
+    began = to_event_id(clock.now() - timedelta(hours=2))
+    shop.lines = [a_line(began + number) for number in range(5000)]
+    leases = Leases(pool, seconds=60)
+    leases.owner = "another"
+    looks = Slots("journal", 1)
+    reader = PageReader(pool, shop, tracked_event_types=())  # type: ignore[arg-type]
+    live = JournalPoller(pool, reader, Publisher(kafka, Topics()), clock, leases, looks, settings)  # type: ignore[arg-type]
+    calls: list[tuple[str | None, float]] = []
+    at_once: list[int] = [0]
+
+    async def note(_token_id: int) -> None:
+        at_once[0] += 1
+        owner = await pool.fetchval("SELECT lease_owner FROM active_sync_schedules")
+        calls.append((owner, time.monotonic()))
+        at_once.append(at_once[0])
+        await asyncio.sleep(0.05)
+        at_once[0] -= 1
+
+    shop.on_read = note
+    await a_task(pool, token_id, "journal", **{"from": (clock.now() - timedelta(hours=3)).isoformat()})
+    reading = asyncio.create_task(replica.turn())
+    while not reading.done():
+        await pool.execute(
+            "UPDATE active_sync_schedules SET next_run = now() + $1::interval"
+            " WHERE next_run > now() + interval '1 minute'",
+            5 * pace,
+        )
+        await live.turn()
+        await asyncio.sleep(0.01)
+    await reading
+    await looks.idle()
+
+    owners = [owner for owner, _ in calls]
+    changes = [later - earlier for (one, earlier), (other, later) in itertools.pairwise(calls) if one != other]
+    assert max(at_once) == 1
+    assert set(owners) == {"one", "another"}
+    assert len(changes) > 2
+    assert min(changes) >= pace.total_seconds()
 
 
 async def test_a_stopped_run_of_orders_drops_the_looks_that_only_it_wanted_and_counts_no_more(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -201,6 +201,50 @@ class TestFindings:
 
         assert await findings(pool) == [("owed", "missing", "owed")]
         assert written.found_by_listing == {}
+
+    async def test_what_the_journal_tells_of_a_moment_later_was_not_found_by_the_listing_alone(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        await store(pool, an_observation(order_id="a"), an_observation(order_id="b"))
+        found = await store(pool, listed("a", 0, note="x"), listed("b", 1, note="x"), listed("c", 2))
+        found_at = await pool.fetchval("SELECT max(found_at) FROM reconciliation_findings")
+        on_its_way = an_event(1, order_id="a", run_id=ANOTHER_RUN, wanted_after=found_at)
+        newer = an_event(2, order_id="b", run_id=ANOTHER_RUN, wanted_after=found_at + timedelta(seconds=1))
+
+        told = [await store(pool, on_its_way, newer) for _ in range(2)]
+
+        assert await findings(pool) == [
+            ("a", "stale", "owed"),
+            ("b", "stale", "unannounced"),
+            ("c", "missing", "unannounced"),
+        ]
+        assert found.found_by_listing == {"stale": 2, "missing": 1}
+        assert [written.announced_later for written in told] == [{"stale": 1}, {}]
+
+    async def test_an_order_that_is_gone_for_its_age_says_so_and_is_no_loss_of_the_journal(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        day = 24 * 3600.0
+        await store(pool, an_observation(order_id="old", bought_at=after(-366 * day)))
+        await store(pool, an_observation(order_id="young", bought_at=after(-10)))
+        for order_id in ("old", "young"):
+            await pool.execute(
+                "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, run_ids, next_attempt_at)"
+                " VALUES (1, $1, $2, ARRAY[$3::uuid], now())",
+                order_id,
+                after(100),
+                A_RUN,
+            )
+
+        written = await store(pool, gone("old"), gone("young"))
+        again = await store(pool, gone("old", 300))
+
+        reasons = await pool.fetch("SELECT allegro_order_id, gone_reason, gone_at FROM orders ORDER BY 1")
+        assert [tuple(row) for row in reasons] == [
+            ("old", "aged out: 404", after(200)),
+            ("young", "404", after(200)),
+        ]
+        assert (written.found_by_listing, again.found_by_listing) == ({"gone": 1}, {})
 
     async def test_the_first_load_of_a_seller_is_no_comparison(self, pool: asyncpg.Pool) -> None:
         await pool.execute("UPDATE sync_history SET kind = 'initial'")

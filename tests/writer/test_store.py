@@ -1,7 +1,8 @@
 """What one batch does to the tables, on a real PostgreSQL: promises P1, P2, P3, P9, P11, P12."""
 
+import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -17,10 +18,12 @@ from shared.messages import (
     OrderMissing,
     RawJson,
     Record,
+    WantedBy,
     WindowFinished,
     WindowPlace,
     WindowProgressed,
 )
+from shared.service import is_transient
 from tests.builders import (
     A_RUN,
     AN_ORDER,
@@ -354,3 +357,83 @@ class TestNumberOfOrders:
 
         assert await pool.fetchval("SELECT orders_stored FROM journal_cursors") == 6
         assert await pool.fetchval("SELECT count(*) FROM orders") == 6
+
+
+async def a_server_that_answers(pool: asyncpg.Pool, sqlstate: str) -> None:
+    """Every order is answered with an error of PostgreSQL's own."""
+    await pool.execute(
+        f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'"
+        f" USING ERRCODE = '{sqlstate}'; END $$;"
+        "CREATE TRIGGER fails BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION fail()"
+    )
+
+
+@pytest.mark.parametrize("sqlstate", ["22021", "22P05", "23503", "23514", "54000"])
+async def test_what_postgresql_says_of_the_data_is_a_refusal(pool: asyncpg.Pool, sqlstate: str) -> None:
+    await a_server_that_answers(pool, sqlstate)
+
+    with pytest.raises(RefusedError):
+        await store(pool, an_observation())
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "is_worth_waiting_for"),
+    [
+        ("25006", True),  # read-only: a failover
+        ("53100", True),  # disk full
+        ("53200", True),  # out of memory
+        ("57014", True),
+        ("57P01", True),
+        ("58030", True),  # input/output error
+        ("XX000", True),
+        ("XX001", True),  # data corrupted
+        ("40001", True),
+        ("55P03", True),
+        ("42P01", False),  # no such table: a person has to look, and nothing is set aside meanwhile
+        ("42501", False),
+        ("0A000", False),
+    ],
+)
+async def test_a_server_in_trouble_refuses_no_record(
+    pool: asyncpg.Pool, sqlstate: str, is_worth_waiting_for: bool
+) -> None:
+    await a_server_that_answers(pool, sqlstate)
+
+    with pytest.raises(asyncpg.PostgresError) as raised:
+        await store(pool, an_observation())
+
+    assert is_transient(raised.value) is is_worth_waiting_for
+
+
+class TestALookThatIsStoredBeforeItsEvent:
+    """The two come on different topics: whichever is first, the run is told the same (requirement B8)."""
+
+    EVENTS = (an_event(100, last=101, wanted_after=NOON), an_event(101, follows=100, last=101, wanted_after=after(1)))
+    LOOK = an_observation(after(5)).model_copy(
+        update={"wanted_by": (WantedBy(run_id=A_RUN, last_event_id=101),), "requests": 2}
+    )
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+    async def test_the_run_counts_it_once_whatever_comes_first(self, pool: asyncpg.Pool, order: Sequence[int]) -> None:
+        records: list[Record] = [*self.EVENTS, self.LOOK]
+
+        for _ in range(2):  # the second time: repeated records
+            for number in order:
+                await store(pool, records[number])
+        await store(pool, *records)
+
+        runs = await pool.fetch(
+            "SELECT run_id, kind, status, events_stored, orders_processed, orders_added, orders_updated, requests"
+            " FROM sync_history"
+        )
+        assert [tuple(run) for run in runs] == [(A_RUN, "journal", "completed", 2, 1, 1, 0, 2)]
+
+    async def test_a_run_whose_events_are_lost_ends_when_the_cursor_has_passed_them(self, pool: asyncpg.Pool) -> None:
+        await store(pool, self.LOOK)
+        waiting = (await the_run(pool))["status"]
+
+        again = [event.model_copy(update={"run_id": ANOTHER_RUN}) for event in self.EVENTS]
+        await store(pool, *again)
+
+        assert waiting == "running"
+        assert (await the_run(pool))["status"] == "completed"

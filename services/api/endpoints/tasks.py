@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
@@ -51,6 +51,11 @@ _JOINABLE = f"""{_COLUMNS}
  ORDER BY created_at
 """
 
+# Nor would a listing see what changes where it has been.
+_POSITION = """
+SELECT w.position FROM sync_history r JOIN run_windows w USING (run_id) WHERE r.task_id = $1 AND r.completed_at IS NULL
+"""
+
 _INSERT = """
 INSERT INTO task_history (task_id, user_token_id, user_id, kind, parameters, requested_by, correlation_id, traceparent)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -65,6 +70,9 @@ UPDATE task_history
  WHERE task_id = $1 AND status IN ('queued', 'running', 'stopping')
 RETURNING pg_notify('orders_backup_tasks', task_id::text)
 """
+
+# As the poller lists them (services/poller/parameters.py).
+_LISTED = timedelta(days=366)
 
 TaskStatus = Literal["queued", "running", "stopping", "completed", "stopped", "stalled", "failed"]
 OrderId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z-]+$")]
@@ -207,16 +215,19 @@ async def start_manual_sync(
 ) -> StartedTask:
     """Start a run: a time frame (`manual`, the default), everything (`full`), the `journal` again, or certain `orders`.
 
-    A listing that is asked for while one that covers it is going on or waiting joins it; any other waits until that
-    has ended: two listings of a seller never run at once, nor do two readings of the journal. An order that several
-    runs ask for is looked at once for all of them.
+    A listing that is asked for while one that covers it is waiting, or goes on and has not come to its beginning yet,
+    joins it; any other waits until that has ended: two listings of a seller never run at once, nor do two readings of
+    the journal. An order that several runs ask for is looked at once for all of them.
     """
     if user.status not in _USABLE:
         raise ConsentRequiredError(user.status_reason or f"The token of user {user.user_id!r} is {user.status}.")
     async with context.pool.acquire() as connection, connection.transaction():
         await connection.execute(_ONE_AT_A_TIME, user.token_id)
         for row in await connection.fetch(_JOINABLE, user.token_id, _joinable_kinds(body.kind)):
-            if covers(json.loads(row["parameters"]), body.parameters()):
+            if not covers(json.loads(row["parameters"]), body.parameters()):
+                continue
+            has_come_to = await connection.fetchval(_POSITION, row["task_id"])
+            if has_come_to is None or has_come_to <= _start(body.parameters()):
                 return StartedTask(**_fields(row), joined=True)
         task_id = uuid4()
         await connection.execute(
@@ -305,6 +316,12 @@ def covers(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     from_early_enough = start is None or (wanted_start is not None and _moment(start) <= _moment(wanted_start))
     to_late_enough = end is None or (wanted_end is not None and _moment(wanted_end) <= _moment(end))
     return from_early_enough and to_late_enough
+
+
+def _start(wanted: Mapping[str, Any]) -> datetime:
+    """The purchases that a listing begins with; without a date it lists all that Allegro keeps (366 days)."""
+    start = wanted.get("from")
+    return datetime.now(UTC) - _LISTED if start is None else _moment(start)
 
 
 def _moment(text: str) -> datetime:

@@ -213,6 +213,15 @@ class TestRequests:
 
         assert fetched.order.raw == an_order_body()
 
+    async def test_an_order_that_is_missing_is_so_since_it_was_asked_for(self) -> None:
+        """Not since before the wait for the limits: what happened meanwhile is known as well."""
+        edge = Edge(refused(404, "CheckoutFormNotFoundException"))
+
+        with pytest.raises(OrderNotFoundError) as raised:
+            await edge.order()
+
+        assert raised.value.requested_at == after(1)
+
     async def test_an_id_cannot_lead_to_another_path(self) -> None:
         edge = Edge(refused(422))
 

@@ -19,6 +19,7 @@ from shared.allegro.errors import (
     AllegroUnavailableError,
     AuthorizationEndedError,
     AuthorizationPendingError,
+    CallRefusedError,
     InvalidClientError,
     InvalidGrantError,
     OrderNotFoundError,
@@ -66,7 +67,16 @@ NOT_FOUND = api_error("CheckoutFormNotFoundException", "Checkout form c93df771 n
         (404, HTML, AllegroUnavailableError),
         (404, b"", AllegroUnavailableError),
         (404, api_error("ERROR", "Feature unavailable"), RequestRejectedError),
-        (406, api_error("NotAcceptableException"), RequestRejectedError),
+        (400, api_error("BadRequestException"), RequestRejectedError),
+        (400, HTML, CallRefusedError),
+        (400, b"", CallRefusedError),
+        (400, b'{"message":"invalid user agent"}', CallRefusedError),
+        (400, b'{"errors":[]}', CallRefusedError),
+        (406, api_error("NotAcceptableException"), CallRefusedError),
+        (406, HTML, CallRefusedError),
+        (415, api_error("X"), CallRefusedError),
+        (451, b"", CallRefusedError),
+        (422, HTML, CallRefusedError),
         (408, b"", AllegroUnavailableError),
         (422, api_error("VALIDATION_ERROR", "Not valid time UUID"), RequestRejectedError),
         (425, b"", AllegroUnavailableError),
@@ -87,7 +97,17 @@ def test_an_api_answer_means(status: int, body: bytes, expected: type[AllegroErr
 
 
 def test_only_a_single_order_can_be_not_found() -> None:
-    assert type(from_answer("list", 404, NOT_FOUND, trace_id=None, retry_after=None)) is RequestRejectedError
+    assert type(from_answer("list", 404, NOT_FOUND, trace_id=None, retry_after=None)) is CallRefusedError
+
+
+@pytest.mark.parametrize("endpoint", ["list", "events", "event-stats", "me"])
+@given(status=st.integers(400, 499), explained=st.booleans())
+def test_nothing_but_an_order_is_rejected_for_good(endpoint: str, status: int, explained: bool) -> None:
+    body = api_error("VALIDATION_ERROR") if explained else HTML
+
+    error = from_answer(endpoint, status, body, trace_id=None, retry_after=None)
+
+    assert type(error) is not RequestRejectedError
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import httpx
 import pytest
 
 from shared.allegro.client import AllegroClient, Seller
-from shared.allegro.errors import AllegroOutageError, AllegroUnavailableError, RequestRejectedError
+from shared.allegro.errors import (
+    AllegroError,
+    AllegroOutageError,
+    AllegroUnavailableError,
+    CallRefusedError,
+    RequestRejectedError,
+)
 from shared.allegro.http import open_http
 from shared.allegro.outage import Outage, outage_since
 from shared.database import open_pool
@@ -53,9 +59,9 @@ class World:
     async def _no_pause(self, _seconds: float) -> None:
         return
 
-    async def fails(self) -> type[Exception]:
-        with pytest.raises((AllegroUnavailableError, AllegroOutageError, RequestRejectedError)) as caught:
-            await self.client.me(7)
+    async def fails(self, order_id: str | None = None) -> type[Exception]:
+        with pytest.raises(AllegroError) as caught:
+            await (self.client.me(7) if order_id is None else self.client.order(7, order_id, traffic="live"))
         return caught.type
 
 
@@ -82,12 +88,32 @@ async def test_most_calls_failing_stops_the_calls_until_a_probe_succeeds(world: 
     assert await world.client.me(8) == Seller("1", "me")
 
 
-async def test_refusals_are_answers_and_no_outage(world: World) -> None:
+@pytest.mark.parametrize("order_ids", [["c93df771-c4e8-11f1-904f-89bb34047197"] * 50, [str(n) for n in range(50)]])
+async def test_an_order_that_is_rejected_again_and_again_or_never_was_one_is_no_outage(
+    world: World, order_ids: list[str]
+) -> None:
     world.status = 422
 
-    kinds = {await world.fails() for _ in range(50)}
+    kinds = {await world.fails(order_id) for order_id in order_ids}
 
     assert (kinds, world.requests) == ({RequestRejectedError}, 50)
+
+
+async def test_many_orders_being_rejected_are_an_outage_that_takes_few_of_them(world: World) -> None:
+    """Each rejection is a dead letter: it must not be every order's."""
+    world.status = 400
+
+    kinds = [await world.fails(f"{number:08x}-c4e8-11f1-904f-89bb34047197") for number in range(1000)]
+
+    assert kinds == [RequestRejectedError] * 8 + [AllegroOutageError] * 992
+
+
+async def test_calls_that_are_refused_whatever_they_ask_for_are_an_outage(world: World) -> None:
+    world.status = 406
+
+    kinds = [await world.fails() for _ in range(50)]
+
+    assert kinds == [CallRefusedError] * 8 + [AllegroOutageError] * 42
 
 
 async def test_it_is_told_while_it_lasts_and_forgotten_after_it(world: World, pool: asyncpg.Pool) -> None:
