@@ -103,7 +103,7 @@ async def one_round(pool: asyncpg.Pool, postgres_pid: int, tokens: int) -> Round
     settings = PollerSettings.model_construct(poller_max_pages=2, poller_overlap_seconds=0.0)
     allegro: Any = EmptyJournals(clock)
     publisher: Any = None  # there is nothing to publish
-    reader = PageReader(pool, allegro, tracked_event_types=frozenset())
+    reader = PageReader(pool, allegro, publisher, tracked_event_types=frozenset())
     leases = Leases(pool, seconds=settings.poller_lease_seconds)
     before = await _rows(pool)
     async with Slots("journal", settings.poller_concurrency) as slots:

@@ -1,4 +1,8 @@
-"""Pages of a journal, less what is stored already, as records in unbroken steps."""
+"""Pages of a journal, less what is stored already, as records in unbroken steps.
+
+A line that cannot be read is a dead letter, and the cursor passes it with the next readable one. Where there is none
+behind it the cursor stays before it, and the line is met again: nothing else is to be read there.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,7 +12,9 @@ from uuid import UUID
 import asyncpg
 
 from services.poller.positions import Cursor, Link, chain, wanted_after
+from services.poller.publish import Publisher
 from shared.allegro.client import AllegroClient
+from shared.allegro.errors import AllegroUnavailableError
 from shared.messages import OrderEvent
 from shared.request_limits import Traffic
 
@@ -31,21 +37,37 @@ class Page:
 class PageReader:
     """Reads pages for whoever publishes them."""
 
-    def __init__(self, pool: asyncpg.Pool, allegro: AllegroClient, *, tracked_event_types: Collection[str]) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        allegro: AllegroClient,
+        publisher: Publisher,
+        *,
+        tracked_event_types: Collection[str],
+    ) -> None:
         self._pool = pool
         self._allegro = allegro
+        self._publisher = publisher
         self._tracked = tracked_event_types
 
     async def page(self, token_id: int, cursor: Cursor, *, after: int, traffic: Traffic = "live") -> Page:
-        """The page after a position; raises the errors of shared.allegro.errors."""
+        """The page after a position; what of it is unreadable has been set aside.
+
+        Raises the errors of shared.allegro.errors, and PublishFailedError.
+        """
         answer = await self._allegro.events(token_id, after=after, limit=PAGE_SIZE, traffic=traffic)
+        lines = len(answer.events) + len(answer.unreadable)
+        if lines >= PAGE_SIZE and all(event.event_id <= after for event in answer.events):
+            raise AllegroUnavailableError("a full page of the journal without a position behind the one asked for")
+        if answer.unreadable:
+            await self._publisher.unreadable(token_id, answer.unreadable, after=after)
         stored = cursor.stored_event_id
         asked = [event.event_id for event in answer.events if event.event_id <= stored]
         known = {row["event_id"] for row in await self._pool.fetch(_KNOWN, token_id, asked)} if asked else ()
         return Page(
             links=list(chain(answer.events, after=after, stored_event_id=stored, known=known)),
             read_up_to=max((event.event_id for event in answer.events), default=after),
-            is_last=len(answer.events) < PAGE_SIZE,
+            is_last=lines < PAGE_SIZE,
             received_at=answer.received_at,
             clock_ahead=answer.clock_ahead,
         )
