@@ -206,7 +206,7 @@ class Writer:
     async def _set_aside(self, record: ConsumerRecord, batch: Batch, refusal: RefusedError) -> Written:
         """Store a document that jsonb cannot hold beside its exact bytes; what is refused still is a dead letter.
 
-        A walk that came by it goes on behind it: it would else read the same orders again and again, to stop here.
+        Walk and cursor go on behind it: they would else read the same again and again, to stop here.
         """
         for storable in _stand_ins(batch):
             try:
@@ -215,7 +215,11 @@ class Writer:
                 refusal = error
         logger.error("record refused by the database", extra={"topic": record.topic, "offset": record.offset})
         letter = DeadLetter.of(record, refusal, service=SERVICE)
-        return await self._apply(Batch(unreadable=[letter], walked=batch.walked))
+        try:
+            return await self._apply(batch.without_documents(letter))
+        except RefusedError:
+            logger.exception("nothing of the record can be stored", extra={"topic": record.topic})
+            return await self._apply(Batch(unreadable=[letter]))
 
 
 def _say_stored(records: Sequence[ConsumerRecord]) -> None:
