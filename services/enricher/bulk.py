@@ -58,7 +58,7 @@ UPDATE run_windows w
    SET attempt = w.attempt + 1, published_at = now()
   FROM sync_history r
  WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.completed_at IS NULL
-RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests
+RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests, r.orders_expected
 """
 
 _STANDING = """
@@ -86,6 +86,7 @@ class _NotStoredError(Exception):
 class _Attempt:
     """One attempt at a run's walk."""
 
+    origin: ConsumerRecord
     token_id: int
     run_id: UUID
     number: int
@@ -136,10 +137,10 @@ class BulkHandler:
                 else:
                     async with self._walks:
                         with self._headroom.walking():
-                            await self._walk(record)
+                            await self._walk(raw, record)
 
-    async def _walk(self, record: OrderWindow) -> None:
-        attempt = await self._begin(record)
+    async def _walk(self, raw: ConsumerRecord, record: OrderWindow) -> None:
+        attempt = await self._begin(raw, record)
         if attempt is None:
             return  # the run has ended: a repeated record
         logger.info("walk begun", extra={"run_id": str(record.run_id), "attempt": attempt.number})
@@ -160,7 +161,7 @@ class BulkHandler:
         else:
             await self._end(attempt)
 
-    async def _begin(self, record: OrderWindow) -> _Attempt | None:
+    async def _begin(self, raw: ConsumerRecord, record: OrderWindow) -> _Attempt | None:
         row = await self._pool.fetchrow(_BEGIN, record.run_id)
         if row is None:
             return None
@@ -169,15 +170,17 @@ class BulkHandler:
             bought_to=row["bought_to"],
             sequence=row["next_sequence"],
             counted=row["boundary_order_ids"],
+            expected=row["orders_expected"],
         )
-        return _Attempt(record.token_id, record.run_id, row["attempt"], walk, row["requests"])
+        return _Attempt(raw, record.token_id, record.run_id, row["attempt"], walk, row["requests"])
 
     async def _walk_pages(self, attempt: _Attempt) -> None:
         walk = attempt.walk
         while (request := walk.next_request()) is not None:
             page = await self._page(attempt, request)
-            observed_at = page.requested_at - self._list_lag
-            observed = [_observed(attempt, met, observed_at) for met in walk.take(page)]
+            for part in page.unreadable:
+                await self._publisher.unreadable(attempt.origin, part)
+            observed = [_observed(attempt, met, met.requested_at - self._list_lag) for met in walk.take(page)]
             progressed = WindowProgressed(
                 token_id=attempt.token_id,
                 run_id=attempt.run_id,
@@ -190,7 +193,7 @@ class BulkHandler:
             # In this order: what moves the stored position must not be stored without the range that it passes.
             results: list[Record] = [progressed, *observed]
             await self._publisher.results(results, run_id=attempt.run_id)
-            if walk.withheld:
+            if walk.breaks_off:
                 await self._wait(attempt, _FIRST_PAUSE_SECONDS * 2**walk.looks_again)
         if walk.outside:
             logger.warning(

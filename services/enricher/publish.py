@@ -1,10 +1,12 @@
 """Results on their way to the writer, and unreadable records on their way to the dead letters."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
+from shared.allegro.bodies import UnreadablePart
 from shared.delivery import DeadLetter
 from shared.kafka import RecordProducer
 from shared.logs import current_correlation_id
@@ -31,5 +33,14 @@ class Publisher:
 
     async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
         """Set a record aside as it came, with its cause; raises PublishFailedError."""
-        letter = DeadLetter.of(record, error, service=SERVICE, attempts=attempts)
+        await self._set_aside(DeadLetter.of(record, error, service=SERVICE, attempts=attempts))
+
+    async def unreadable(self, record: ConsumerRecord, part: UnreadablePart) -> None:
+        """Set aside an order of Allegro's answer that nobody can read: its bytes, where the record in hand stands.
+
+        Raises PublishFailedError.
+        """
+        await self._set_aside(replace(DeadLetter.of(record, part.error, service=SERVICE), value=part.raw))
+
+    async def _set_aside(self, letter: DeadLetter) -> None:
         await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])
