@@ -41,11 +41,12 @@ class Replica:
         self.planner = self.a_planner()
 
     def a_planner(self, **changes: Any) -> TaskPlanner:
+        publisher = Publisher(self._kafka, Topics())  # type: ignore[arg-type]
         return TaskPlanner(
             self._pool,
             self._shop,  # type: ignore[arg-type]
-            PageReader(self._pool, self._shop, tracked_event_types=()),  # type: ignore[arg-type]
-            Publisher(self._kafka, Topics()),  # type: ignore[arg-type]
+            PageReader(self._pool, self._shop, publisher, tracked_event_types=()),  # type: ignore[arg-type]
+            publisher,
             self.clock,
             self.leases,
             self.slots,
