@@ -2,7 +2,8 @@
 
 RFC 8259 (8.2) lets a string hold half of a surrogate pair; msgspec and PostgreSQL refuse the whole document for it, as
 they do for bytes that are not UTF-8. Each such escape is six bytes, and so is `\\ufffd`: a stand-in of the same length
-can be read in its place, and every part of it stands where it stands in the original.
+can be read in its place, and every part of it stands where it stands in the original. The same goes for nesting that is
+deeper than a reader's stack: what lies too deep is read as a number.
 """
 
 import re
@@ -15,6 +16,9 @@ _ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
     re.DOTALL,
 )
+_BRACKET_OR_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+# Far below any reader's limit, far above what Allegro nests.
+_DEEPEST = 100
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
@@ -25,6 +29,23 @@ def readable(raw: bytes) -> bytes:
     except UnicodeDecodeError:
         raw = _NOT_UTF8.sub("?", raw.decode("utf-8", "surrogateescape")).encode()
     return _ESCAPE.sub(lambda found: b"\\ufffd" if found["lone"] else found[0], raw)
+
+
+def shallow(raw: bytes) -> bytes:
+    """The same text, as long, with `0` and spaces for whatever is nested too deep."""
+    text = bytearray(raw)
+    depth = start = 0
+    for token in _BRACKET_OR_STRING.finditer(raw):
+        match token[0]:
+            case b"[" | b"{":
+                depth += 1
+                if depth == _DEEPEST:
+                    start = token.start()
+            case b"]" | b"}":
+                if depth == _DEEPEST:
+                    text[start : token.end()] = b"0".ljust(token.end() - start)
+                depth -= 1
+    return bytes(text)
 
 
 def originals(raw: bytes, stand_in: bytes, parts: Iterable[msgspec.Raw]) -> Iterator[bytes]:

@@ -27,7 +27,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from shared.errors import PermanentError
-from shared.json_text import originals, readable
+from shared.json_text import originals, readable, shallow
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -322,9 +322,13 @@ def _fields(value: bytes) -> dict[str, Any]:
     text = value
     try:
         fields = _TOP_LEVEL.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = readable(value)
-        fields = _TOP_LEVEL.decode(text)
+        try:
+            fields = _TOP_LEVEL.decode(text)
+        except RecursionError:
+            text = shallow(text)
+            fields = _TOP_LEVEL.decode(text)
     raws = dict(zip(fields, originals(value, text, fields.values()), strict=True)) if text is not value else {}
     return {
         name: raws.get(name) or bytes(raw) if name in _RAW_FIELDS else msgspec.json.decode(raw)

@@ -149,8 +149,10 @@ class Api:
         return Answer(200, body, API_JSON)
 
     def _falsified(self, seller: Seller, page: Page) -> tuple[list[Row], int]:
-        """What list_repeat, list_skip and total_count_lies make of a page (#3740, #3985, #12322)."""
+        """What list_empty, list_repeat, list_skip and total_count_lies make of a page (#3740, #3985, #12322)."""
         faults, rows, total = self._faults, list(page.rows), page.total
+        if faults.strikes("list_empty", seller=seller.id):
+            return [], 0
         if rows and faults.strikes("list_repeat", seller=seller.id):
             place = int(faults.rolls("list_repeat").fraction() * len(rows))
             rows = [*rows[: place + 1], *rows[place : len(rows) - 1]] if len(rows) > 1 else rows * 2

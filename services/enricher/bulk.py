@@ -6,6 +6,7 @@ stop.
 """
 
 import logging
+import time
 from asyncio import Semaphore, create_task, sleep, wait
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from shared.allegro.errors import (
     AccessDeniedError,
     AllegroOutageError,
     AnswerTooLargeError,
+    NotPermittedError,
+    RateLimitedError,
     ReauthorizationRequiredError,
 )
 from shared.errors import TransientError
@@ -52,6 +55,12 @@ _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _STOP_CHECK_SECONDS = 1.0
 _WRITER_PATIENCE_SECONDS = 60.0
+# Each of these calls is three attempts already. Where all Allegro is away, fewer would be too few to find that out.
+_FAILED_CALLS = 3
+# What waited behind a walk in its lane follows at once; what the poller sends for want of progress comes much later.
+_BEHIND_SECONDS = 10.0
+# Everybody has to wait for these, whoever holds a slot meanwhile.
+_NOBODYS_FAULT = (AllegroOutageError, RateLimitedError, NotPermittedError)
 
 # language=sql
 _BEGIN = """
@@ -59,8 +68,13 @@ UPDATE run_windows w
    SET attempt = w.attempt + 1, published_at = now()
   FROM sync_history r
  WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.completed_at IS NULL
-RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids, r.requests, r.user_id
+RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids,
+          r.requests, r.orders_expected, r.user_id
 """
+
+# From now on the poller waits for progress, the longer the longer there was none.
+# language=sql
+_GIVE_UP = "UPDATE run_windows SET published_at = now() WHERE run_id = $1 AND attempt = $2 AND NOT finished"
 
 _STANDING = """
 SELECT w.attempt, w.next_sequence, coalesce(t.stop_requested_at IS NOT NULL, false) AS stop
@@ -79,14 +93,18 @@ class _StopRequestedError(Exception):
     """Somebody asked for the run to stop."""
 
 
-class _NotStoredError(Exception):
-    """What was read does not get stored: it is lost, or the writer is away."""
+class _GivenUpError(Exception):
+    """This attempt does not come on, and others want its slot: nothing gets stored, or Allegro fails.
+
+    Without progress the poller sends the window out again, and the next attempt begins where it is stored.
+    """
 
 
 @dataclass
 class _Attempt:
     """One attempt at a run's walk."""
 
+    origin: ConsumerRecord
     token_id: int
     run_id: UUID
     number: int
@@ -116,6 +134,8 @@ class BulkHandler:
         self._list_lag = list_lag
         self._walks = Semaphore(walks)
         self._headroom = Headroom()
+        self._given_up: dict[UUID, float] = {}
+        """When walks were given up not long ago, by time.monotonic()."""
         self._pause = pause
 
     async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
@@ -135,12 +155,17 @@ class BulkHandler:
                 except UnreadableRecordError as error:
                     await self._publisher.dead_letter(raw, error)
                 else:
+                    if self._was_given_up(record):
+                        continue  # it was sent before that, and waited behind: the next one comes after a pause
                     async with self._walks:
                         with self._headroom.walking():
-                            await self._walk(record)
+                            await self._walk(raw, record)
 
-    async def _walk(self, record: OrderWindow) -> None:
-        attempt = await self._begin(record)
+    def _was_given_up(self, record: OrderWindow) -> bool:
+        return time.monotonic() < self._given_up.get(record.run_id, 0.0) + _BEHIND_SECONDS
+
+    async def _walk(self, raw: ConsumerRecord, record: OrderWindow) -> None:
+        attempt = await self._begin(raw, record)
         if attempt is None:
             return  # the run has ended: a repeated record
         logger.info("walk begun", extra={"run_id": str(record.run_id), "attempt": attempt.number})
@@ -148,12 +173,8 @@ class BulkHandler:
             await self._walk_pages(attempt)
         except _OvertakenError:
             logger.info("walk overtaken", extra={"run_id": str(record.run_id), "attempt": attempt.number})
-        except _NotStoredError:
-            # Without progress the poller sends the window out again, and the next attempt begins where it is stored.
-            logger.warning(
-                "walk given up: what it read is not stored",
-                extra={"run_id": str(record.run_id), "attempt": attempt.number, "orders": attempt.walk.sequence},
-            )
+        except _GivenUpError as error:
+            await self._give_up(attempt, error)
         except _StopRequestedError:
             await self._finish(attempt, "stopped")
         except (ReauthorizationRequiredError, AccessDeniedError) as error:
@@ -161,7 +182,22 @@ class BulkHandler:
         else:
             await self._end(attempt)
 
-    async def _begin(self, record: OrderWindow) -> _Attempt | None:
+    async def _give_up(self, attempt: _Attempt, reason: _GivenUpError) -> None:
+        logger.warning(
+            "walk given up for now",
+            extra={
+                "run_id": str(attempt.run_id),
+                "attempt": attempt.number,
+                "orders": attempt.walk.sequence,
+                "reason": str(reason),
+            },
+        )
+        await self._pool.execute(_GIVE_UP, attempt.run_id, attempt.number)
+        now = time.monotonic()
+        self._given_up = {run_id: at for run_id, at in self._given_up.items() if now < at + _BEHIND_SECONDS}
+        self._given_up[attempt.run_id] = now
+
+    async def _begin(self, raw: ConsumerRecord, record: OrderWindow) -> _Attempt | None:
         row = await self._pool.fetchrow(_BEGIN, record.run_id)
         if row is None:
             return None
@@ -171,8 +207,9 @@ class BulkHandler:
             bought_to=row["bought_to"],
             sequence=row["next_sequence"],
             counted=row["boundary_order_ids"],
+            expected=row["orders_expected"],
         )
-        return _Attempt(record.token_id, record.run_id, row["attempt"], walk, row["requests"])
+        return _Attempt(raw, record.token_id, record.run_id, row["attempt"], walk, row["requests"])
 
     async def _walk_pages(self, attempt: _Attempt) -> None:
         walk = attempt.walk
@@ -184,8 +221,9 @@ class BulkHandler:
                 attempt.requests += 1
                 walk.ask_for_less()
                 continue
-            observed_at = page.requested_at - self._list_lag
-            observed = [_observed(attempt, met, observed_at) for met in walk.take(page)]
+            for part in page.unreadable:
+                await self._publisher.unreadable(attempt.origin, part)
+            observed = [_observed(attempt, met, met.requested_at - self._list_lag) for met in walk.take(page)]
             progressed = WindowProgressed(
                 token_id=attempt.token_id,
                 run_id=attempt.run_id,
@@ -198,7 +236,7 @@ class BulkHandler:
             # In this order: what moves the stored position must not be stored without the range that it passes.
             results: list[Record] = [progressed, *observed]
             await self._publisher.results(results, run_id=attempt.run_id)
-            if walk.withheld:
+            if walk.breaks_off:
                 await self._wait(attempt, _FIRST_PAUSE_SECONDS * 2**walk.looks_again)
         if walk.outside:
             logger.warning(
@@ -215,8 +253,12 @@ class BulkHandler:
         )
 
     async def _page(self, attempt: _Attempt, request: PageRequest) -> OrderPage:
-        """One page, however long Allegro is away: a run waits rather than fails, and can be stopped meanwhile."""
+        """One page. However long all of Allegro is away, a run waits rather than fails, and can be stopped meanwhile.
+
+        Raises _GivenUpError where only this seller's calls fail: others want the slot.
+        """
         delay = _FIRST_PAUSE_SECONDS
+        failures = 0
         while True:
             await self._let_the_writer_follow(attempt)
             try:
@@ -235,6 +277,10 @@ class BulkHandler:
                 if not isinstance(error, AllegroOutageError):
                     attempt.requests += 1
                 pause = error.retry_after.total_seconds() if error.retry_after else delay
+                if not isinstance(error, _NOBODYS_FAULT):
+                    failures += 1
+                    if failures == _FAILED_CALLS or pause > _LONGEST_PAUSE_SECONDS:
+                        raise _GivenUpError(f"{type(error).__name__}: {error}") from error
                 logger.warning("bulk load waits", extra={"run_id": str(attempt.run_id), "error": str(error)})
                 await self._wait(attempt, pause)
                 delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
@@ -259,11 +305,11 @@ class BulkHandler:
             await self._check(attempt)
 
     async def _let_the_writer_follow(self, attempt: _Attempt) -> None:
-        """Wait while too much of what was read is not stored; raises _NotStoredError where nothing is stored at all."""
+        """Wait while too much of what was read is not stored; raises _GivenUpError where nothing is stored at all."""
         stored, waited = await self._check(attempt), 0.0
         while self._headroom.is_used_up(under_way=attempt.walk.sequence - stored):
             if waited >= _WRITER_PATIENCE_SECONDS:
-                raise _NotStoredError
+                raise _GivenUpError("what it read is not stored: it is lost, or the writer is away")
             pause = self._headroom.pause_seconds
             await self._pause(pause)
             before, stored = stored, await self._check(attempt)

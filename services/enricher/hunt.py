@@ -61,7 +61,7 @@ class Hunt:
         shown = {order.order_id: order for order in page.orders}
         found = [shown[quarry.order_id] for quarry in self._ahead if quarry.order_id in shown]
         times = [order.bought_at for order in page.orders if order.bought_at is not None]
-        was_last = len(page.orders) < PAGE_SIZE
+        was_last = len(page.orders) + len(page.unreadable) < PAGE_SIZE
         if was_last or not times:
             self._ahead = [quarry for quarry in self._ahead if quarry.order_id not in shown]
             self._give_up()

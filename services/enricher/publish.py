@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
+from shared.allegro.bodies import UnreadablePart
 from shared.delivery import DeadLetter
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.logs import current_correlation_id
@@ -61,11 +63,18 @@ class Publisher:
         await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])
 
     async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
-        """Set a record aside as it came, with its cause; raises PublishFailedError.
+        """Set a record aside as it came, with its cause; raises PublishFailedError."""
+        await self._set_aside(DeadLetter.of(record, error, service=SERVICE, attempts=attempts))
 
-        With the cause, one of the largest records is larger than may be: what is left of it then is where it stood.
+    async def unreadable(self, record: ConsumerRecord, part: UnreadablePart) -> None:
+        """Set aside an order of Allegro's answer that nobody can read: its bytes, where the record in hand stands.
+
+        Raises PublishFailedError.
         """
-        letter = DeadLetter.of(record, error, service=SERVICE, attempts=attempts)
+        await self._set_aside(replace(DeadLetter.of(record, part.error, service=SERVICE), value=part.raw))
+
+    async def _set_aside(self, letter: DeadLetter) -> None:
+        """With the cause, one of the largest records is larger than may be: what is left of it then is its place."""
         try:
             await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing()])
         except UnsendableRecordError:

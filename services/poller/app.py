@@ -68,7 +68,7 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             async def slots(name: str, limit: int) -> Slots:
                 return await stack.enter_async_context(Slots(name, limit))
 
-            reader = PageReader(pool, allegro.client, tracked_event_types=settings.sync_tracked_event_types)
+            reader = PageReader(pool, allegro.client, publisher, tracked_event_types=settings.sync_tracked_event_types)
             journal = JournalPoller(
                 pool,
                 reader,

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from uuid import UUID
 
+from shared.allegro.bodies import UnreadablePart
+from shared.delivery import DeadLetter
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.logs import current_correlation_id
 from shared.messages import OrderEvent, OrderFetch, OrderWindow, RawJson, headers
@@ -63,6 +65,34 @@ class Publisher:
                 for record in records
             ],
         )
+
+    async def unreadable(self, token_id: int, lines: Sequence[UnreadablePart], *, after: int) -> None:
+        """Set aside lines of a journal: their bytes, and as their offset the position that was read before.
+
+        So a line that is met again and again is the same dead letter.
+        """
+        letters = [
+            DeadLetter(
+                service=SERVICE,
+                topic=self._topics.order_events,
+                partition=0,
+                offset=after if line.after is None else line.after,
+                key=str(token_id).encode(),
+                value=line.raw,
+                headers=tuple(headers(correlation_id=current_correlation_id(), traceparent=traceparent())),
+                error_type=type(line.error).__name__,
+                error=str(line.error),
+            )
+            for line in lines
+        ]
+
+        async def publish(part: Sequence[DeadLetter]) -> None:
+            await self._producer.publish_all(self._topics.dead_letters, [letter.outgoing() for letter in part])
+
+        async def instead(letter: DeadLetter, _error: UnsendableRecordError) -> None:
+            await publish([letter.without_content()])
+
+        await publish_each(publish, letters, instead)
 
 
 def _with_a_stand_in(record: OrderEvent) -> OrderEvent:

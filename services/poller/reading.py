@@ -1,4 +1,8 @@
-"""Pages of a journal, less what is stored already, as records in unbroken steps."""
+"""Pages of a journal, less what is stored already, as records in unbroken steps.
+
+A line that cannot be read is a dead letter, and the cursor passes it with the next readable one. Where there is none
+behind it the cursor stays before it, and the line is met again: nothing else is to be read there.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,8 +12,9 @@ from uuid import UUID
 import asyncpg
 
 from services.poller.positions import Cursor, Link, chain, wanted_after
+from services.poller.publish import Publisher
 from shared.allegro.client import AllegroClient, JournalPage
-from shared.allegro.errors import AnswerTooLargeError
+from shared.allegro.errors import AllegroUnavailableError, AnswerTooLargeError
 from shared.messages import OrderEvent
 from shared.request_limits import Traffic
 
@@ -33,35 +38,57 @@ class Page:
 class PageReader:
     """Reads pages for whoever publishes them."""
 
-    def __init__(self, pool: asyncpg.Pool, allegro: AllegroClient, *, tracked_event_types: Collection[str]) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        allegro: AllegroClient,
+        publisher: Publisher,
+        *,
+        tracked_event_types: Collection[str],
+    ) -> None:
         self._pool = pool
         self._allegro = allegro
+        self._publisher = publisher
         self._tracked = tracked_event_types
 
     async def page(self, token_id: int, cursor: Cursor, *, after: int, traffic: Traffic = "live") -> Page:
-        """The page after a position; raises the errors of shared.allegro.errors."""
+        """The page after a position; what of it is unreadable has been set aside.
+
+        Raises the errors of shared.allegro.errors, and PublishFailedError.
+        """
         answer, limit = await self._answer(token_id, after, traffic)
+        if answer.unreadable:
+            await self._publisher.unreadable(token_id, answer.unreadable, after=after)
         stored = cursor.stored_event_id
         asked = [event.event_id for event in answer.events if event.event_id <= stored]
         known = {row["event_id"] for row in await self._pool.fetch(_KNOWN, token_id, asked)} if asked else ()
         return Page(
             links=list(chain(answer.events, after=after, stored_event_id=stored, known=known)),
             read_up_to=max((event.event_id for event in answer.events), default=after),
-            is_last=len(answer.events) < limit,
+            is_last=_lines(answer) < limit,
             received_at=answer.received_at,
             clock_ahead=answer.clock_ahead,
         )
 
     async def _answer(self, token_id: int, after: int, traffic: Traffic) -> tuple[JournalPage, int]:
-        """The answer, and how many events were asked for: fewer and fewer, while it would be too large to be read."""
-        limit = PAGE_SIZE
+        """The answer, and how many events were asked for: fewer and fewer, while it would be too large to be read.
+
+        But so many that one of them can be read: without a position, what is behind them cannot be asked for.
+        """
+        too_few, limit, too_many = 0, PAGE_SIZE, PAGE_SIZE + 1
+        too_large: AnswerTooLargeError | None = None
         while True:
             try:
-                return await self._allegro.events(token_id, after=after, limit=limit, traffic=traffic), limit
-            except AnswerTooLargeError:
-                if limit == 1:
-                    raise
-                limit //= _SMALLER
+                answer = await self._allegro.events(token_id, after=after, limit=limit, traffic=traffic)
+            except AnswerTooLargeError as error:
+                too_many, too_large = limit, error
+            else:
+                if _lines(answer) < limit or any(event.event_id > after for event in answer.events):
+                    return answer, limit
+                too_few = limit
+            if too_many == too_few + 1:
+                raise too_large or AllegroUnavailableError("a full page of the journal without a position behind it")
+            limit = (too_few + too_many) // 2 if too_few else limit // _SMALLER
 
     def records(
         self, token_id: int, page: Page, cursor: Cursor, *, run_id: UUID, run_last: int, run_requests: int = 0
@@ -89,3 +116,7 @@ class PageReader:
             )
             for link in page.links
         ]
+
+
+def _lines(answer: JournalPage) -> int:
+    return len(answer.events) + len(answer.unreadable)

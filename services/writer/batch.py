@@ -27,6 +27,7 @@ from shared.messages import (
     Record,
     UnreadableRecordError,
     WindowFinished,
+    WindowPlace,
     WindowProgressed,
     decode,
 )
@@ -87,6 +88,8 @@ class Batch:
     wanted_by: defaultdict[OrderKey, dict[UUID, int]] = field(default_factory=lambda: defaultdict(dict))
     """The runs of the journal that looks are counted for, with their last events."""
     walked: defaultdict[tuple[UUID, int], list[Walked]] = field(default_factory=lambda: defaultdict(list))
+    passed: list[OrderEvent] = field(default_factory=list)
+    """Events that are dead letters: not stored, but the cursor goes on behind them."""
     progressed: dict[tuple[UUID, int], WindowProgressed] = field(default_factory=dict)
     covered: defaultdict[tuple[UUID, int], list[CoveredRange]] = field(default_factory=lambda: defaultdict(list))
     finished: dict[tuple[UUID, int], WindowFinished] = field(default_factory=dict)
@@ -97,10 +100,25 @@ class Batch:
 
     def token_ids(self) -> set[int]:
         """Every token that this batch concerns."""
-        keys = {token_id for token_id, _ in self.events}
+        keys = {token_id for token_id, _ in self.events} | {event.token_id for event in self.passed}
         for group in (self.looked_at, self.failures):
             keys |= {token_id for token_id, _ in group}
         return keys | {end.token_id for end in self.finished.values()}
+
+    def without_documents(self, letter: DeadLetter) -> "Batch":
+        """What there is to store beside the dead letter that the one record of this batch becomes.
+
+        Its place in a walk is passed, its event by the cursor, and an owed look that it was has been made. Else each
+        of them would stand there for ever, and bring the same record again.
+        """
+        return Batch(
+            # What cannot be named in PostgreSQL cannot be owed.
+            looked_at={key: moment for key, moment in self.looked_at.items() if "\0" not in key[1]},
+            requests=self.requests,
+            walked=self.walked,
+            passed=list(self.events.values()),
+            unreadable=[letter],
+        )
 
     def run_ids(self) -> set[UUID]:
         """Every run whose walk this batch concerns."""
@@ -158,16 +176,25 @@ def _look(batch: Batch, key: OrderKey, observed_at: datetime) -> None:
         batch.looked_at[key] = observed_at
 
 
+def _walk(batch: Batch, place: WindowPlace | None, order_id: str, bought_at: datetime | None) -> None:
+    if place is not None:
+        batch.walked[place.run_id, place.attempt].append(Walked(place.sequence, order_id, bought_at))
+
+
 def _add_observation(batch: Batch, record: OrderObserved) -> None:
-    observation = Observation(record, order_facts(record.order))
-    if record.place is not None:
-        batch.walked[record.place.run_id, record.place.attempt].append(
-            Walked(record.place.sequence, observation.facts.order_id, observation.facts.bought_at)
-        )
+    key = record.token_id, record.order_id
+    # However it ends, even as a dead letter: the look has been made, and the walk goes on behind it.
+    _look(batch, key, record.observed_at)
+    _cost(batch, key, record.requests)
     for wanted in record.wanted_by:
-        batch.wanted_by[observation.key][wanted.run_id] = wanted.last_event_id
-    _look(batch, observation.key, record.observed_at)
-    _cost(batch, observation.key, record.requests)
+        batch.wanted_by[key][wanted.run_id] = wanted.last_event_id
+    try:
+        facts = order_facts(record.order)
+    except UnreadableBodyError:
+        _walk(batch, record.place, record.order_id.replace("\0", "\N{REPLACEMENT CHARACTER}"), None)
+        raise
+    _walk(batch, record.place, facts.order_id, facts.bought_at)
+    observation = Observation(record, facts)
     known = batch.observations.get(observation.key)
     if known is None or record.observed_at > known.record.observed_at:
         batch.observations[observation.key] = observation
@@ -190,10 +217,7 @@ def _add_missing(batch: Batch, record: OrderMissing) -> None:
 
 def _add_failure(batch: Batch, record: OrderFetchFailed) -> None:
     key = record.token_id, record.order_id
-    if record.place is not None:
-        batch.walked[record.place.run_id, record.place.attempt].append(
-            Walked(record.place.sequence, record.order_id.replace("\0", "\N{REPLACEMENT CHARACTER}"), None)
-        )
+    _walk(batch, record.place, record.order_id.replace("\0", "\N{REPLACEMENT CHARACTER}"), None)
     _cost(batch, key, record.requests)
     known = batch.failures.get(key)
     if known is None or record.attempts > known.attempts:

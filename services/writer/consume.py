@@ -206,7 +206,7 @@ class Writer:
     async def _set_aside(self, record: ConsumerRecord, batch: Batch, refusal: RefusedError) -> Written:
         """Store a document that jsonb cannot hold beside its exact bytes; what is refused still is a dead letter.
 
-        A walk that came by it goes on behind it: it would else read the same orders again and again, to stop here.
+        Walk and cursor go on behind it: they would else read the same again and again, to stop here.
         """
         for storable in _stand_ins(batch):
             try:
@@ -215,10 +215,12 @@ class Writer:
                 refusal = error
         logger.error("record refused by the database", extra={"topic": record.topic, "offset": record.offset})
         letter = DeadLetter.of(record, refusal, service=SERVICE)
-        with suppress(RefusedError):
-            return await self._apply(Batch(unreadable=[letter], walked=batch.walked))
+        bare = letter.without_headers()
+        for rest in (batch.without_documents(letter), Batch(unreadable=[letter]), batch.without_documents(bare)):
+            with suppress(RefusedError):
+                return await self._apply(rest)
         # Nothing is left in it that could be refused: a record that lands nowhere would come again for ever.
-        return await self._apply(Batch(unreadable=[letter.without_headers()]))
+        return await self._apply(Batch(unreadable=[bare]))
 
 
 def _say_stored(records: Sequence[ConsumerRecord]) -> None:

@@ -359,7 +359,7 @@ class _Transaction:
         """Move the tokens' cursors over what is stored, and count their new orders."""
         added = Counter(token_id for (token_id, _), is_new in changed.items() if is_new)
         by_token: defaultdict[int, list[OrderEvent]] = defaultdict(list)
-        for event in self._batch.events.values():
+        for event in (*self._batch.events.values(), *self._batch.passed):
             by_token[event.token_id].append(event)
         if not (by_token or added):
             return

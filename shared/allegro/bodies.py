@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from shared.errors import PermanentError
-from shared.json_text import originals, readable
+from shared.json_text import originals, readable, shallow
 from shared.messages import RawJson
 
 
@@ -44,12 +44,23 @@ class ListedOrder:
 
 
 @dataclass(frozen=True)
+class UnreadablePart:
+    """An element of a page that cannot be read, exactly as it came, and why; it costs no other element."""
+
+    raw: bytes
+    error: UnreadableBodyError
+    after: int | None = None
+    """Of the journal: the position that was read before it."""
+
+
+@dataclass(frozen=True)
 class OrderPage:
     """A page of the list, and when it was asked for."""
 
     orders: tuple[ListedOrder, ...]
     total_count: int | None
     requested_at: datetime
+    unreadable: tuple[UnreadablePart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,8 +88,14 @@ class OrderFacts(msgspec.Struct, frozen=True, gc=False):
     line_item_ids: tuple[str, ...]
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Lens(msgspec.Struct):
-    """A struct in which any value may have any type: a surprise in one field must not cost the others."""
+    """A struct whose values are left as they are: a surprise in one, whatever it is, must not cost the others.
+
+    That it has another type than documented is the least; numbers may be of any length, and then nobody reads them.
+    """
 
 
 class _Strict(msgspec.Struct, gc=False):
@@ -126,31 +143,31 @@ class _StrictIdentified(_Strict):
 
 
 class _Order(_Lens):
-    id: Any = None
-    status: Any = None
-    fulfillment: Any = None
-    buyer: Any = None
-    summary: Any = None
-    lineItems: Any = None  # noqa: N815 - Allegro's name
-    updatedAt: Any = None  # noqa: N815
-    revision: Any = None
+    id: msgspec.Raw = _NULL
+    status: msgspec.Raw = _NULL
+    fulfillment: msgspec.Raw = _NULL
+    buyer: msgspec.Raw = _NULL
+    summary: msgspec.Raw = _NULL
+    lineItems: msgspec.Raw = _NULL  # noqa: N815 - Allegro's name
+    updatedAt: msgspec.Raw = _NULL  # noqa: N815
+    revision: msgspec.Raw = _NULL
 
 
 class _Identified(_Lens):
-    id: Any = None
-    lineItems: Any = None  # noqa: N815
+    id: msgspec.Raw = _NULL
+    lineItems: msgspec.Raw = _NULL  # noqa: N815
 
 
 class _Event(_Lens):
-    id: Any = None
-    type: Any = None
-    occurredAt: Any = None  # noqa: N815
-    order: Any = None
+    id: msgspec.Raw = _NULL
+    type: msgspec.Raw = _NULL
+    occurredAt: msgspec.Raw = _NULL  # noqa: N815
+    order: msgspec.Raw = _NULL
 
 
 class _List(_Lens):
     checkoutForms: list[msgspec.Raw]  # noqa: N815
-    totalCount: Any = None  # noqa: N815
+    totalCount: msgspec.Raw = _NULL  # noqa: N815
 
 
 class _Events(_Lens):
@@ -165,6 +182,9 @@ _EVENT = msgspec.json.Decoder(_Event)
 _LIST = msgspec.json.Decoder(_List)
 _EVENTS = msgspec.json.Decoder(_Events)
 _ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_RAW = msgspec.json.Decoder(msgspec.Raw)
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 
 _MOST_POSITION_DIGITS = 19
 
@@ -179,8 +199,10 @@ def _read(decoder: msgspec.json.Decoder[_Body], raw: bytes) -> tuple[_Body, byte
         return decoder.decode(raw), raw
     except _UNREADABLE:
         text = readable(raw)
-        if text == raw:
-            raise
+    try:
+        return decoder.decode(text), text
+    except RecursionError:
+        text = shallow(text)
         return decoder.decode(text), text
 
 
@@ -219,27 +241,35 @@ def _tolerant_facts(raw: bytes) -> OrderFacts:
         order, text = _read(_ORDER, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
-    if not isinstance(order.id, str) or not order.id:
-        raise UnreadableBodyError("order.id: missing")
-    if text is not raw and order.id.encode() not in raw:
-        raise UnreadableBodyError("order.id: unreadable")
-    total = _get(_get(order.summary, "totalToPay"), "amount")
+    total = _get(order.summary, "totalToPay")
     return OrderFacts(
-        order_id=_clean(order.id),
-        status=_text(order.status) or "UNKNOWN",
-        fulfillment_status=_text(_get(order.fulfillment, "status")),
-        buyer_id=_text(_get(order.buyer, "id")),
-        buyer_login=_text(_get(order.buyer, "login")),
-        buyer_email=_text(_get(order.buyer, "email")),
-        total_amount=_decimal(total),
-        currency=_text(_get(_get(order.summary, "totalToPay"), "currency")),
+        order_id=_clean(_order_id(order, raw, text)),
+        status=_text(_value(order.status)) or "UNKNOWN",
+        fulfillment_status=_text(_value(_get(order.fulfillment, "status"))),
+        buyer_id=_text(_value(_get(order.buyer, "id"))),
+        buyer_login=_text(_value(_get(order.buyer, "login"))),
+        buyer_email=_text(_value(_get(order.buyer, "email"))),
+        total_amount=_decimal(_value(_get(total, "amount"))),
+        currency=_text(_value(_get(total, "currency"))),
         bought_at=_newest(order.lineItems),
-        updated_at=_moment(order.updatedAt),
-        revision=_text(order.revision),
+        updated_at=_moment(_value(order.updatedAt)),
+        revision=_text(_value(order.revision)),
         line_item_ids=tuple(
-            identifier for item in _items(order.lineItems) if (identifier := _text(_get(item, "id"))) is not None
+            identifier
+            for item in _items(order.lineItems)
+            if (identifier := _text(_value(_get(item, "id")))) is not None
         ),
     )
+
+
+def _order_id(order: _Order | _Identified, raw: bytes, text: bytes) -> str:
+    """What identifies the order; raises UnreadableBodyError. `text` is what was read of `raw`."""
+    identifier = _value(order.id)
+    if not isinstance(identifier, str) or not identifier:
+        raise UnreadableBodyError("order.id: missing")
+    if text is not raw and identifier.encode() not in raw:
+        raise UnreadableBodyError("order.id: unreadable")
+    return identifier
 
 
 def listed_order(raw: bytes) -> ListedOrder:
@@ -258,22 +288,25 @@ def _tolerant_listed_order(raw: bytes) -> ListedOrder:
         order, text = _read(_IDENTIFIED, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
-    if not isinstance(order.id, str) or not order.id:
-        raise UnreadableBodyError("order.id: missing")
-    if text is not raw and order.id.encode() not in raw:
-        raise UnreadableBodyError("order.id: unreadable")
-    return ListedOrder(order.id, _newest(order.lineItems), RawJson(raw))
+    return ListedOrder(_order_id(order, raw, text), _newest(order.lineItems), RawJson(raw))
 
 
 def order_list(raw: bytes, *, requested_at: datetime) -> OrderPage:
-    """Read a page of the list; raises UnreadableBodyError."""
+    """Read a page of the list; raises UnreadableBodyError where it is none. An unreadable order costs only itself."""
     try:
         page, text = _read(_LIST, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"list of orders: unreadable: {type(error).__name__}") from error
-    total = page.totalCount if isinstance(page.totalCount, int) and page.totalCount >= 0 else None
-    orders = tuple(listed_order(order) for order in _cut(raw, text, page.checkoutForms))
-    return OrderPage(orders, total, requested_at)
+    total = _value(page.totalCount)
+    orders: list[ListedOrder] = []
+    unreadable: list[UnreadablePart] = []
+    for part in _cut(raw, text, page.checkoutForms):
+        try:
+            orders.append(listed_order(part))
+        except UnreadableBodyError as error:
+            unreadable.append(UnreadablePart(part, error))
+    known_total = total if isinstance(total, int) and total >= 0 else None
+    return OrderPage(tuple(orders), known_total, requested_at, tuple(unreadable))
 
 
 def journal_event(raw: bytes) -> JournalEvent:
@@ -282,46 +315,56 @@ def journal_event(raw: bytes) -> JournalEvent:
         event, _ = _read(_EVENT, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"event: not a JSON object: {type(error).__name__}") from error
-    position = _position(event.id)
+    position = _position(_value(event.id))
     if position is None:
         raise UnreadableBodyError("event.id: not a journal position")
     form = _get(event.order, "checkoutForm")
     return JournalEvent(
         event_id=position,
-        event_type=_text(event.type) or "UNKNOWN",
-        occurred_at=_moment(event.occurredAt),
-        order_id=_text(_get(form, "id")),
-        revision=_text(_get(form, "revision")),
+        event_type=_text(_value(event.type)) or "UNKNOWN",
+        occurred_at=_moment(_value(event.occurredAt)),
+        order_id=_text(_value(_get(form, "id"))),
+        revision=_text(_value(_get(form, "revision"))),
         bought_at=_newest(_get(event.order, "lineItems")),
         raw=RawJson(raw),
     )
 
 
-def journal_events(raw: bytes) -> tuple[JournalEvent, ...]:
-    """Read a page of the journal, in Allegro's order; raises UnreadableBodyError."""
+def journal_events(raw: bytes) -> tuple[tuple[JournalEvent, ...], tuple[UnreadablePart, ...]]:
+    """Read a page of the journal, in Allegro's order, and what of it is unreadable.
+
+    Raises UnreadableBodyError where it is no such page.
+    """
     try:
         page, text = _read(_EVENTS, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"journal page: unreadable: {type(error).__name__}") from error
-    return tuple(journal_event(event) for event in _cut(raw, text, page.events))
+    events: list[JournalEvent] = []
+    unreadable: list[UnreadablePart] = []
+    for part in _cut(raw, text, page.events):
+        try:
+            events.append(journal_event(part))
+        except UnreadableBodyError as error:
+            unreadable.append(UnreadablePart(part, error, after=events[-1].event_id if events else None))
+    return tuple(events), tuple(unreadable)
 
 
 def latest_event_id(raw: bytes) -> int | None:
     """Read the newest position from event-stats; None where there is none, or the key is missing (#8496)."""
     try:
-        stats, _ = _read(_ANY, raw)
+        stats, _ = _read(_RAW, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"event-stats: unreadable: {type(error).__name__}") from error
-    return _position(_get(_get(stats, "latestEvent"), "id"))
+    return _position(_value(_get(_get(stats, "latestEvent"), "id")))
 
 
 def seller(raw: bytes) -> tuple[str, str]:
     """Read id and login from `/me`; raises UnreadableBodyError."""
     try:
-        me, _ = _read(_ANY, raw)
+        me, _ = _read(_RAW, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"me: unreadable: {type(error).__name__}") from error
-    identifier, login = _text(_get(me, "id")), _text(_get(me, "login"))
+    identifier, login = _text(_value(_get(me, "id"))), _text(_value(_get(me, "login")))
     if identifier is None or login is None:
         raise UnreadableBodyError("me: id or login missing")
     return identifier, login
@@ -341,12 +384,26 @@ def _position(value: Any) -> int | None:
     return position if position < 2**63 else None
 
 
-def _get(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None
+def _value(raw: msgspec.Raw) -> Any:
+    """What a part of a body says; None where it cannot be read."""
+    try:
+        return _ANY.decode(raw)
+    except (*_UNREADABLE, ValueError):  # numbers of thousands of digits
+        return None
 
 
-def _items(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, list) else ()
+def _get(raw: msgspec.Raw, name: str) -> msgspec.Raw:
+    try:
+        return _MEMBERS.decode(raw).get(name, _NULL)
+    except _UNREADABLE:
+        return _NULL
+
+
+def _items(raw: msgspec.Raw) -> Iterable[msgspec.Raw]:
+    try:
+        return _ITEMS.decode(raw)
+    except _UNREADABLE:
+        return ()
 
 
 def _text(value: Any) -> str | None:
@@ -394,8 +451,8 @@ def _moment(value: Any) -> datetime | None:
         return None
 
 
-def _newest(line_items: Any) -> datetime | None:
-    return _newest_of(_get(item, "boughtAt") for item in _items(line_items))
+def _newest(line_items: msgspec.Raw) -> datetime | None:
+    return _newest_of(_value(_get(item, "boughtAt")) for item in _items(line_items))
 
 
 def _newest_of(values: Iterable[Any]) -> datetime | None:

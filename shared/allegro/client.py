@@ -14,7 +14,7 @@ import httpx
 
 from shared.allegro import bodies
 from shared.allegro.answer import Answer
-from shared.allegro.bodies import FetchedOrder, JournalEvent, OrderPage, UnreadableBodyError
+from shared.allegro.bodies import FetchedOrder, JournalEvent, OrderPage, UnreadableBodyError, UnreadablePart
 from shared.allegro.errors import (
     AllegroTimeoutError,
     AllegroUnavailableError,
@@ -50,6 +50,7 @@ class JournalPage:
     events: tuple[JournalEvent, ...]
     received_at: datetime
     clock_ahead: timedelta | None
+    unreadable: tuple[UnreadablePart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ class AllegroClient:
         """
         params = {"from": str(after), "limit": str(limit)}
         answer = await self._get(token_id, Endpoint.EVENTS, "/order/events", params, traffic)
-        events = _read(lambda: bodies.journal_events(answer.body), Endpoint.EVENTS, answer)
+        events, unreadable = _read(lambda: bodies.journal_events(answer.body), Endpoint.EVENTS, answer)
         date = _date(answer.headers)
         ahead = None if date is None else date - answer.received_at
-        return JournalPage(events, answer.received_at, ahead)
+        return JournalPage(events, answer.received_at, ahead, unreadable)
 
     async def latest_event_id(self, token_id: int, *, traffic: Traffic = "live") -> int | None:
         """The end of the journal, or None where it is empty."""

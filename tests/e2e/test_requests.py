@@ -20,10 +20,16 @@ _ORDERS = 5000
 
 
 @pytest.fixture
-def stack(database_url: str, kafka_bootstrap: str) -> Iterator[BenchStack]:
+def orders() -> int:
+    """Of each seller."""
+    return _ORDERS
+
+
+@pytest.fixture
+def stack(database_url: str, kafka_bootstrap: str, orders: int) -> Iterator[BenchStack]:
     """A simulated Allegro without limits; `--history-days`: all of a seller's past is young enough for the journal."""
     servers = {"DATABASE_URL": database_url, "KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap}
-    options = ["--sellers", "2", "--orders", str(_ORDERS), "--history-days", "50", *NO_LIMITS]
+    options = ["--sellers", "2", "--orders", str(orders), "--history-days", "50", *NO_LIMITS]
     environment = {"KAFKA_SESSION_TIMEOUT_SECONDS": "6", "KAFKA_TOPIC_PARTITIONS": "3"}
     with bench_stack(options, environment, choice=servers) as running:
         yield running
@@ -61,20 +67,32 @@ async def events_after_the_cursors(stack: BenchStack, pool: asyncpg.Pool, seller
     return count
 
 
-async def test_an_initial_load_costs_a_request_for_a_hundred_orders(stack: BenchStack, pool: asyncpg.Pool) -> None:
+@pytest.mark.parametrize("orders", [1000, 5000])
+async def test_an_initial_load_and_a_comparison_cost_a_request_for_a_hundred_orders(
+    stack: BenchStack, pool: asyncpg.Pool, orders: int
+) -> None:
     (seller,) = await stack.connect_sellers(pool, 1)
     with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
         async with pool.acquire() as connection, connection.transaction():
             await begin_sync(
                 connection, seller.token_id, interval=timedelta(seconds=2), full_interval=timedelta(days=10)
             )
-        await until(pool, "SELECT count(*) = $1 FROM orders", _ORDERS)
+        await until(pool, "SELECT count(*) = $1 FROM orders", orders)
         await until(pool, "SELECT count(*) = $1 FROM order_events", await events_of(stack, seller))
         await until(pool, "SELECT count(*) = 0 FROM pending_fetches")
+        await until(pool, "SELECT count(*) = 1 FROM task_history WHERE status = 'completed'")
         spent = await looks(stack)
+        await pool.execute(
+            "INSERT INTO task_history (task_id, user_token_id, user_id, kind)"
+            " SELECT gen_random_uuid(), id, user_id, 'reconcile' FROM user_tokens WHERE id = $1",
+            seller.token_id,
+        )
+        await until(pool, "SELECT count(*) = 2 FROM task_history WHERE status = 'completed'")
+        compared = await looks(stack) - spent
 
-    assert await pool.fetchval("SELECT count(*) FROM orders") == _ORDERS
-    assert spent / _ORDERS <= 0.011
+    assert await pool.fetchval("SELECT count(*) FROM orders") == orders
+    assert spent / orders <= 0.011
+    assert compared / orders <= 0.01
 
 
 async def test_a_burst_of_five_events_costs_one_fetch(stack: BenchStack, pool: asyncpg.Pool) -> None:

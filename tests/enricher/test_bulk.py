@@ -12,7 +12,7 @@ from aiokafka import ConsumerRecord
 from services.enricher.bulk import BulkHandler
 from services.writer.batch import collect
 from services.writer.store import Store
-from shared.allegro.bodies import ListedOrder, OrderPage, listed_order
+from shared.allegro.bodies import ListedOrder, OrderPage, UnreadableBodyError, UnreadablePart, listed_order
 from shared.allegro.errors import AllegroOutageError, AllegroUnavailableError, ReauthorizationRequiredError
 from shared.database import open_pool
 from shared.messages import OrderObserved, OrderWindow, Record, WindowFinished
@@ -32,14 +32,19 @@ class Allegro:
         self.pages = 0
         self.before_page: dict[int, Exception] = {}
         self.empty_from: int | None = None
+        self.failing: set[int] = set()
+        """Tokens whose calls all fail."""
+        self.unreadable: tuple[UnreadablePart, ...] = ()
         self.silent_from: int | None = None
         self.silent = asyncio.Event()
 
     async def list_orders(
-        self, _token_id: int, *, bought_from: datetime, bought_to: datetime, offset: int, limit: int, traffic: str
+        self, token_id: int, *, bought_from: datetime, bought_to: datetime, offset: int, limit: int, traffic: str
     ) -> OrderPage:
         assert traffic == "bulk"
         self.pages += 1
+        if token_id in self.failing:
+            raise AllegroUnavailableError("not refreshed")
         if self.pages in self.before_page:
             raise self.before_page[self.pages]
         if self.silent_from is not None and self.pages >= self.silent_from:
@@ -48,7 +53,8 @@ class Allegro:
         found = [self._listed(moment) for moment in self.bought if bought_from <= moment <= bought_to]
         if self.empty_from is not None and self.pages >= self.empty_from:
             return OrderPage((), len(found), NOON)
-        return OrderPage(tuple(found[offset : offset + limit]), len(found), NOON)
+        page, unreadable = tuple(found[offset : offset + limit]), self.unreadable if self.pages == 1 else ()
+        return OrderPage(page, len(found) + len(unreadable), NOON, unreadable)
 
     def _listed(self, moment: datetime) -> ListedOrder:
         return listed_order(an_order_body(f"o-{(moment - NOON).seconds}", bought_at=moment))
@@ -61,6 +67,7 @@ class Topic:
         self._store = Store(pool)
         self.records: list[Record] = []
         self.lost: set[int] = set()
+        self.set_aside: list[tuple[int, UnreadablePart]] = []
         self.after_page: dict[int, str] = {}
         self._pool = pool
         self.publications = 0
@@ -76,6 +83,9 @@ class Topic:
 
     async def dead_letter(self, record: ConsumerRecord, error: Exception, *, attempts: int = 1) -> None:
         raise AssertionError(f"nothing was to be set aside: {error}")
+
+    async def unreadable(self, record: ConsumerRecord, part: UnreadablePart) -> None:
+        self.set_aside.append((record.offset, part))
 
 
 class SlowTopic(Topic):
@@ -243,7 +253,7 @@ async def test_a_walk_that_waits_for_the_writer_hears_a_stop(world: World) -> No
 
     run = await world.run()
     assert pauses.seconds_since <= 1
-    assert (run["status"], run["orders_processed"], pages) == ("stopped", 1090, 11)
+    assert (run["status"], run["orders_processed"], pages) == ("stopped", 1000, 10)
 
 
 async def test_a_walk_that_waits_ends_when_another_replica_has_its_window(world: World) -> None:
@@ -274,7 +284,7 @@ async def test_what_is_lost_while_a_walk_waits_is_walked_again(world: World) -> 
     await slow.store_all()
 
     run = await world.run()
-    assert given_up == (11, [])
+    assert given_up == (10, [])
     assert (run["status"], run["orders_processed"], run["orders_added"]) == ("completed", 3500, 3500)
 
 
@@ -413,9 +423,52 @@ async def test_a_listing_that_breaks_off_while_orders_remain_is_stalled_not_comp
 
     run = await world.run()
     assert (run["status"], run["orders_processed"], run["orders_expected"]) == ("stalled", 100, 250)
-    assert run["error"] == "Allegro counts 151 more orders than it lists"
+    assert run["error"] == "Allegro counts 150 more orders than it lists"
     assert run["completed_at"] is not None
     assert await world.pool.fetchval("SELECT status FROM task_history") == "stalled"
+
+
+async def test_an_order_that_nobody_can_read_is_set_aside_and_the_walk_goes_on(world: World) -> None:
+    world.allegro = Allegro(60)
+    world.allegro.unreadable = (UnreadablePart(b'{"no":"id"}', UnreadableBodyError("order.id: missing")),)
+
+    await world.walk()
+
+    run = await world.run()
+    assert world.topic.set_aside == [(0, world.allegro.unreadable[0])]
+    assert (run["status"], run["orders_processed"], run["requests"]) == ("completed", 60, 1)
+
+
+async def a_second_run(pool: asyncpg.Pool, number: int) -> OrderWindow:
+    """Of a seller of its own."""
+    token_id = await a_token(pool, user_id=f"shop-{number}")
+    run_id = UUID(int=number)
+    await a_run(pool, token_id=token_id, run_id=run_id, attempt=0)
+    return WINDOW.model_copy(update={"token_id": token_id, "run_id": run_id})
+
+
+async def test_sellers_whose_calls_fail_leave_the_slots_to_others(world: World) -> None:
+    windows = [WINDOW, await a_second_run(world.pool, 2), await a_second_run(world.pool, 3)]
+    world.allegro.failing = {1, 2}
+    handler = world.handler()
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(handler.handle([consumed(window)]) for window in windows))
+
+    statuses = await world.pool.fetch("SELECT status FROM sync_history ORDER BY user_token_id")
+    assert [row["status"] for row in statuses] == ["running", "running", "completed"]
+
+
+async def test_a_walk_that_was_given_up_waits_for_the_poller(world: World) -> None:
+    """What the poller sent while it went on waits behind it, and would make one endless attempt of all."""
+    world.allegro.failing = {1}
+    begun = await world.pool.fetchval("SELECT now()")
+
+    await world.handler().handle([consumed(WINDOW), consumed(WINDOW), consumed(WINDOW)])
+
+    window = await world.pool.fetchrow("SELECT attempt, published_at, finished FROM run_windows")
+    assert (window["attempt"], window["published_at"] > begun, window["finished"]) == (1, True, False)
+    assert world.allegro.pages == 3
 
 
 async def test_a_walk_that_is_overtaken_ends_without_a_word(world: World) -> None:

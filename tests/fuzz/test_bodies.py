@@ -244,6 +244,13 @@ async def test_any_value_of_an_order_that_is_looked_at_may_be_a_surprise() -> No
         await _looked_at(body)
 
 
+class SetAside:
+    """Takes what cannot be read."""
+
+    async def unreadable(self, *_: object, after: int) -> None:
+        assert after == 0
+
+
 class NothingKnown:
     """A database without events."""
 
@@ -255,7 +262,8 @@ async def _journal_read(body: bytes) -> None:
     """A page of the journal is unbroken records that can be read, or one of our errors."""
     cursor = Cursor(stored_event_id=0, published_event_id=0, unconfirmed_for=None, rewinds=0, covered_event_id=0)
     async with an_allegro(lambda _request: httpx.Response(200, content=body), Noon()) as allegro:
-        reader = PageReader(NothingKnown(), allegro, tracked_event_types=())
+        aside: Any = SetAside()
+        reader = PageReader(NothingKnown(), allegro, aside, tracked_event_types=())
         try:
             page = await reader.page(1, cursor, after=0)
         except AllegroError:

@@ -267,8 +267,8 @@ async def _journal(world: World, seller: Callable[[int], Seller]) -> AsyncIterat
     leases, slots = Leases(world.pool, seconds=60.0), Slots("journal", 50)
     chosen = seller(to_event_id(clock.now()))
     async with an_allegro(chosen, clock) as allegro:
-        reader = PageReader(world.pool, allegro, tracked_event_types=())
         work = Work(world.producer, world.settings.topics)
+        reader = PageReader(world.pool, allegro, work, tracked_event_types=())
         settings = SETTINGS.model_copy(update={"poller_max_pages": 20})
         poller = JournalPoller(world.pool, reader, work, clock, leases, slots, settings)
 

@@ -17,7 +17,7 @@ from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
 from services.writer.batch import collect
 from services.writer.store import Store
-from shared.allegro.bodies import JournalEvent, journal_event
+from shared.allegro.bodies import JournalEvent, UnreadableBodyError, UnreadablePart, journal_event
 from shared.allegro.client import JournalPage
 from shared.allegro.errors import AllegroUnavailableError, ReauthorizationRequiredError
 from shared.allegro.tally import note_request
@@ -58,6 +58,8 @@ class Allegro:
     def __init__(self, clock: DatabaseClock) -> None:
         self._clock = clock
         self.lines: list[JournalEvent] = []
+        self.unreadable: list[UnreadablePart] = []
+        """Shown with every page."""
         self.reads: list[tuple[int, int]] = []
         self.on_read: Callable[[], Any] = lambda: None
         self.error: Exception | None = None
@@ -72,7 +74,7 @@ class Allegro:
             raise self.error
         found = [line for line in self.lines if line.event_id > after][:limit]
         received_at: datetime = self._clock.now()
-        return JournalPage(tuple(found), received_at, timedelta(0))
+        return JournalPage(tuple(found), received_at, timedelta(0), tuple(self.unreadable))
 
 
 class Topic:
@@ -84,12 +86,13 @@ class Topic:
         self.losing = False
         self.error: Exception | None = None
 
-    async def publish_all(self, _topic: str, records: Sequence[OutgoingRecord]) -> None:
+    async def publish_all(self, topic: str, records: Sequence[OutgoingRecord]) -> None:
         if self.error is not None:
             raise self.error
         self.published += len(records)
         if not self.losing:
-            batch = collect([consumed(value) for _key, value, _headers in records], dead_letter_topic="dead")
+            raw = [consumed(value, topic=topic, headers=tuple(headers)) for _key, value, headers in records]
+            batch = collect(raw, dead_letter_topic=Topics().dead_letters)
             await self._store.apply(batch)
 
 
@@ -124,10 +127,11 @@ class Replica:
         self.leases = Leases(world.pool, seconds=settings.poller_lease_seconds)
         self.leases.owner = owner
         self.slots = Slots("journal", settings.poller_concurrency)
+        publisher = Publisher(world.topic, Topics())  # type: ignore[arg-type]
         self.poller = JournalPoller(
             world.pool,
-            PageReader(world.pool, world.allegro, tracked_event_types=()),  # type: ignore[arg-type]
-            Publisher(world.topic, Topics()),  # type: ignore[arg-type]
+            PageReader(world.pool, world.allegro, publisher, tracked_event_types=()),  # type: ignore[arg-type]
+            publisher,
             world.clock,
             self.leases,
             self.slots,
@@ -166,6 +170,34 @@ async def test_new_events_are_published_stored_and_passed_by_the_cursor(world: W
     assert await world.cursor() == world.base + 3
     assert await world.pool.fetchval("SELECT count(*) FROM order_events") == 3
     assert world.topic.published == 3
+
+
+def an_odd_line(raw: bytes, *, after: int | None = None) -> UnreadablePart:
+    return UnreadablePart(raw, UnreadableBodyError("event.id: not a journal position"), after)
+
+
+async def test_a_line_that_nobody_can_read_is_set_aside_and_the_cursor_goes_on(world: World) -> None:
+    world.allegro.lines = [a_line(world.base + number) for number in range(1, 4)]
+    world.allegro.unreadable = [an_odd_line(b'{"id":"odd"}', after=world.base + 2)]
+
+    await world.turn()
+    await world.turn()
+
+    letter = await world.pool.fetchrow("SELECT * FROM dead_letters")
+    assert await world.cursor() == world.base + 3
+    assert await world.pool.fetchval("SELECT count(*) FROM dead_letters") == 1
+    assert (letter["value"], letter["user_token_id"], letter["offset"]) == (b'{"id":"odd"}', 1, world.base + 2)
+    assert letter["service"] == "poller"
+
+
+async def test_a_page_of_nothing_but_unreadable_lines_is_tried_again_later(world: World) -> None:
+    world.allegro.unreadable = [an_odd_line(b"%d" % number) for number in range(1000)]
+
+    await world.turn()
+
+    schedule = await world.pool.fetchrow("SELECT last_error, consecutive_failures FROM active_sync_schedules")
+    assert schedule["consecutive_failures"] == 1
+    assert len(world.allegro.reads) == 1
 
 
 async def test_an_empty_turn_leaves_no_row_but_the_schedule(world: World) -> None:

@@ -46,11 +46,12 @@ class Replica:
         self.planner = self.a_planner()
 
     def a_planner(self, **changes: Any) -> TaskPlanner:
+        publisher = Publisher(self._kafka, Topics())  # type: ignore[arg-type]
         return TaskPlanner(
             self._pool,
             self._shop,  # type: ignore[arg-type]
-            PageReader(self._pool, self._shop, tracked_event_types=()),  # type: ignore[arg-type]
-            Publisher(self._kafka, Topics()),  # type: ignore[arg-type]
+            PageReader(self._pool, self._shop, publisher, tracked_event_types=()),  # type: ignore[arg-type]
+            publisher,
             self.clock,
             self.leases,
             self.slots,
@@ -480,8 +481,9 @@ async def test_a_journal_is_read_by_one_replica_at_a_time_and_by_the_next_one_af
     leases = Leases(pool, seconds=60)
     leases.owner = "another"
     looks = Slots("journal", 1)
-    reader = PageReader(pool, shop, tracked_event_types=())  # type: ignore[arg-type]
-    live = JournalPoller(pool, reader, Publisher(kafka, Topics()), clock, leases, looks, settings)  # type: ignore[arg-type]
+    publisher = Publisher(kafka, Topics())  # type: ignore[arg-type]
+    reader = PageReader(pool, shop, publisher, tracked_event_types=())  # type: ignore[arg-type]
+    live = JournalPoller(pool, reader, publisher, clock, leases, looks, settings)
     calls: list[tuple[str | None, float]] = []
     at_once: list[int] = [0]
 

@@ -163,6 +163,46 @@ async def test_no_complete_listing_is_queued_while_the_schedule_is_paused_and_on
     assert (while_paused, await pool.fetchval("SELECT count(*) FROM task_history")) == (0, 1)
 
 
+async def test_a_first_load_that_failed_is_made_again_soon_and_later_each_time(pool: asyncpg.Pool) -> None:
+    """The journal asks for no look at the orders that it was to bring."""
+    token_id = await a_token(pool)
+    await a_schedule(pool, token_id)
+    full_runs = FullRuns(pool, SETTINGS)
+    waits = []
+    for ended in ("failed", "stalled", "failed"):
+        await a_task(pool, token_id, "initial")
+        await pool.execute(
+            "UPDATE task_history SET status = $1, finished_at = now() WHERE kind = 'initial' AND status = 'queued'",
+            ended,
+        )
+        await pool.execute("UPDATE active_sync_schedules SET next_full_run = now() + interval '6 hours'")
+        await full_runs.turn()
+        waits.append(
+            await pool.fetchval("SELECT round(extract(epoch FROM next_full_run - now())) FROM active_sync_schedules")
+        )
+    await pool.execute("UPDATE task_history SET finished_at = finished_at - interval '1 day'")
+
+    await full_runs.turn()
+    await full_runs.turn()
+
+    assert [wait // 290 for wait in waits] == [1, 2, 4]
+    assert await pool.fetchval("SELECT count(*) FROM task_history WHERE kind = 'initial' AND status = 'queued'") == 1
+    assert await pool.fetchval("SELECT next_full_run > now() + interval '50 minutes' FROM active_sync_schedules")
+
+
+async def test_a_first_load_that_succeeded_later_is_not_made_again(pool: asyncpg.Pool) -> None:
+    token_id = await a_token(pool)
+    await a_schedule(pool, token_id)
+    for ended in ("failed", "completed"):
+        await a_task(pool, token_id, "initial")
+        await pool.execute("UPDATE task_history SET status = $1, finished_at = now() WHERE status = 'queued'", ended)
+    before = await pool.fetchval("SELECT next_full_run FROM active_sync_schedules")
+
+    await FullRuns(pool, SETTINGS).turn()
+
+    assert await pool.fetchval("SELECT next_full_run FROM active_sync_schedules") == before
+
+
 class Vault:
     """Due tokens, each refreshed once; number 13 fails, number 99 is slow."""
 

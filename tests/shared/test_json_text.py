@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.allegro.bodies import journal_events, order_facts, order_list
-from shared.json_text import originals, readable
+from shared.json_text import originals, readable, shallow
 from shared.messages import OrderEvent, OrderObserved, RawJson, UnreadableRecordError, decode
 from tests.builders import NOON, an_event, an_observation
 
@@ -100,7 +100,7 @@ def test_one_order_costs_a_list_no_other(toxic: bytes) -> None:
 def test_one_event_costs_a_page_of_the_journal_no_other() -> None:
     good, toxic = b'{"id":"1","type":"BOUGHT"}', rb'{"id":"2","type":"BOUGHT","seller":{"note":"\ud800"}}'
 
-    events = journal_events(b'{"events":[%b,%b]}' % (good, toxic))
+    events, _ = journal_events(b'{"events":[%b,%b]}' % (good, toxic))
 
     assert [(event.event_id, event.raw) for event in events] == [(1, good), (2, toxic)]
 
@@ -122,3 +122,15 @@ def test_a_record_carries_it_byte_for_byte(toxic: bytes) -> None:
 def test_what_is_no_record_is_still_none(value: bytes) -> None:
     with pytest.raises(UnreadableRecordError):
         decode(value)
+
+
+def test_a_record_carries_what_is_nested_too_deep_for_its_reader() -> None:
+    deep = RawJson(b'{"id":"deep","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    observed, event = an_observation(order_id="deep", body=deep), an_event(event=deep)
+
+    assert (decode(observed.encode()), decode(event.encode())) == (observed, event)
+
+
+@given(_DOCUMENTS)
+def test_what_is_shallow_is_read_as_it_is(document: Any) -> None:
+    assert shallow(encoded(document)) == encoded(document)

@@ -256,6 +256,15 @@ def test_pages_repeat_and_skip_rows(start: Start) -> None:
     assert len(skipped) == 99
 
 
+def test_a_page_is_wrongly_empty(start: Start) -> None:
+    _, seller = faulty(start, {"list_empty": {"times": 1}})
+
+    empty, whole = seller.json("/order/checkout-forms"), seller.json("/order/checkout-forms")
+
+    assert (empty["checkoutForms"], empty["totalCount"]) == ([], 0)
+    assert (len(whole["checkoutForms"]), whole["totalCount"] > 0) == (100, True)
+
+
 def test_the_total_lies(start: Start) -> None:
     simulator, seller = faulty(start, {})
     truth = seller.json("/order/checkout-forms", limit=1)["totalCount"]

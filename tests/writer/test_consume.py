@@ -187,6 +187,33 @@ async def test_headers_that_the_database_refuses_do_not_cost_the_dead_letter(
     assert "not kept" in letter["error"]
 
 
+@pytest.mark.parametrize("refused", ["headers", "walk", "both"])
+async def test_what_the_database_refuses_of_a_dead_letter_costs_neither_its_place_in_a_walk_nor_its_headers_needlessly(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics, refused: str
+) -> None:
+    class Refusing(Store):
+        async def apply(self, batch: Batch, **options: object) -> Written:
+            if batch.observations:
+                raise RefusedError("document")
+            if refused in {"headers", "both"} and any(letter.headers for letter in batch.unreadable):
+                raise RefusedError("headers")
+            if refused in {"walk", "both"} and batch.walked:
+                raise RefusedError("walk")
+            return await super().apply(batch, **options)  # type: ignore[arg-type]
+
+    await a_run(pool)
+    place = WindowPlace(run_id=A_RUN, attempt=1, sequence=0)
+    record = an_observation(by="list", place=place, bought_at=after(5))
+    writer = a_writer(settings, Refusing(pool), producer, metrics)
+
+    written = await writer.store([consumed(record, headers=(("odd", b"x"),))])
+
+    assert written.dead_letters == 1
+    kept = await pool.fetchval("SELECT headers FROM dead_letters") != b"[]"
+    passed = await pool.fetchval("SELECT next_sequence FROM run_windows") == 1
+    assert (kept, passed) == (refused == "walk", refused == "headers")
+
+
 async def test_a_dead_letter_that_kafka_does_not_take_is_stored_all_the_same(
     settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
 ) -> None:
@@ -267,6 +294,66 @@ async def test_a_walk_goes_on_behind_an_order_that_the_database_never_takes(
     run = await pool.fetchrow("SELECT status, orders_processed, orders_added FROM sync_history")
     assert tuple(run) == ("completed", 40, 38)
     assert await pool.fetchval("SELECT position FROM run_windows") == after(39)
+
+
+async def test_a_walk_goes_on_behind_an_order_that_the_writer_cannot_read(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    await a_run(pool)
+    walked: list[Record] = [
+        an_observation(
+            order_id=f"o-{number}",
+            by="list",
+            place=WindowPlace(run_id=A_RUN, attempt=1, sequence=number),
+            body=RawJson(b'{"status":"NEW"}') if number == 1 else None,
+        )
+        for number in range(3)
+    ]
+    end = WindowFinished(token_id=1, run_id=A_RUN, attempt=1, orders=3, orders_expected=3, requests=1)
+    writer = a_writer(settings, Store(pool), producer, metrics)
+
+    written = await writer.store([consumed(record, offset=number) for number, record in enumerate([*walked, end])])
+
+    assert (written.orders_added, written.dead_letters) == (2, 1)
+    assert tuple(await pool.fetchrow("SELECT status, orders_processed FROM sync_history")) == ("completed", 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [(RawJson(b'{"status":"NEW"}'), {}), (None, {"buyer": {"login": secrets.token_hex(10_000)}})],
+    ids=["unreadable", "refused"],
+)
+async def test_an_owed_look_that_ends_as_a_dead_letter_is_owed_no_more(
+    settings: KafkaSettings,
+    pool: asyncpg.Pool,
+    producer: RecordProducer,
+    metrics: Metrics,
+    body: RawJson | None,
+    fields: dict[str, Any],
+) -> None:
+    """It would else be made again and again, with a new dead letter each time; and its run would never end."""
+    writer = a_writer(settings, Store(pool), producer, metrics)
+    await writer.store([consumed(an_event(100))])
+    owed = await pool.fetchval("SELECT count(*) FROM pending_fetches")
+
+    await writer.store([consumed(an_observation(after(1), body=body, **fields), offset=1)])
+
+    assert (owed, await pool.fetchval("SELECT count(*) FROM pending_fetches")) == (1, 0)
+    assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 1
+    assert await pool.fetchval("SELECT status FROM sync_history") == "completed"
+
+
+async def test_the_cursor_goes_on_behind_an_event_that_the_database_never_takes(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    too_long_for_an_index = secrets.token_hex(10_000)
+    events = [an_event(100), an_event(200, follows=100, order_id=too_long_for_an_index), an_event(300, follows=200)]
+    writer = a_writer(settings, Store(pool), producer, metrics)
+
+    written = await writer.store([consumed(event, offset=number) for number, event in enumerate(events)])
+
+    assert (written.events, written.dead_letters) == (2, 1)
+    assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == 300
 
 
 async def test_a_failure_in_the_middle_of_a_batch_stores_all_of_it_later_and_none_twice(
