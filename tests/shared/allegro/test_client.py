@@ -290,7 +290,7 @@ class TestRepeating:
 
         assert raised.value.trace_id == "t-odd"
 
-    @pytest.mark.parametrize("body", [b"{}", b'{"checkoutForms": null}', b'{"checkoutForms": [{"x": 1}]}'])
+    @pytest.mark.parametrize("body", [b"{}", b'{"checkoutForms": null}'])
     async def test_a_list_that_breaks_the_contract_too(self, body: bytes) -> None:
         with pytest.raises(AllegroUnavailableError):
             await Edge(ok(body)).client.list_orders(7, bought_from=NOON, bought_to=NOON, traffic="bulk")
