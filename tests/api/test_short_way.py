@@ -101,7 +101,7 @@ class TestTheSameAnswers:
         short = await api.request(method, ONE, headers=headers)
 
         assert seen(short) == seen(await framework.request(method, ONE, headers=headers))
-        assert short.status_code == 405
+        assert short.status_code == (200 if method == "HEAD" else 405)
 
     async def test_to_a_key_of_somebody_else(
         self, api: httpx.AsyncClient, framework: httpx.AsyncClient, pool: asyncpg.Pool

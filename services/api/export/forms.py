@@ -28,6 +28,7 @@ DOCUMENT = ("order_data", "order_raw")
 
 # A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_BLANKS = "".join(char for char in map(chr, range(0x3001)) if char.isspace() and char not in _FORMULA_STARTS)
 _NUMBERS = frozenset({"total_amount"})
 
 
@@ -155,7 +156,7 @@ def _cell(name: str, value: str | datetime | None) -> str:
 
 def harmless(text: str) -> str:
     """The text with an apostrophe in front if a spreadsheet would take it for a formula, blanks in front or not."""
-    return "'" + text if text.startswith(_FORMULA_STARTS) or text.lstrip().startswith(_FORMULA_STARTS) else text
+    return "'" + text if text.lstrip(_BLANKS).startswith(_FORMULA_STARTS) else text
 
 
 NDJSON = Form("ndjson", "application/x-ndjson", (*COLUMNS, *DOCUMENT), _Ndjson)
