@@ -114,6 +114,31 @@ def test_an_order_that_vanishes_while_paging_hides_no_other() -> None:
     assert {f"order-{number}" for number in range(300)} == {one.order.order_id for one in met}
 
 
+def test_the_row_that_the_next_page_skips_may_vanish() -> None:
+    """The offset skips another row then, which nobody has seen."""
+    shop = Shop([after(number) for number in range(250)])
+    walk = a_walk()
+    met = walk.take(shop.page(PageRequest(NOON, END, 0)))
+    del shop.orders[99]
+
+    met += shop.walk(walk)
+
+    assert [one.order.order_id for one in met] == [f"order-{number}" for number in range(250)]
+    assert shop.requests == 4
+
+
+def test_rows_of_one_moment_may_change_places() -> None:
+    """Some of them stand on one page and some on the next: which ones is up to Allegro."""
+    shop = Shop([after(number) for number in range(95)] + [after(95)] * 10 + [after(200 + n) for n in range(50)])
+    walk = a_walk()
+    met = walk.take(shop.page(PageRequest(NOON, END, 0)))
+    shop.orders[95:105] = reversed(shop.orders[95:105])
+
+    met += shop.walk(walk)
+
+    assert sorted(one.order.order_id for one in met) == sorted(order.order_id for order in shop.orders)
+
+
 def test_a_lying_total_count_ends_no_walk_early() -> None:
     shop = Shop([after(number) for number in range(250)])
     walk = a_walk()
