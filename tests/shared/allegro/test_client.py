@@ -290,10 +290,19 @@ class TestRepeating:
 
         assert raised.value.trace_id == "t-odd"
 
-    @pytest.mark.parametrize("body", [b"{}", b'{"checkoutForms": null}'])
+    @pytest.mark.parametrize("body", [b"{}", b'{"checkoutForms": null}', b'{"checkoutForms": {"x": 1}}'])
     async def test_a_list_that_breaks_the_contract_too(self, body: bytes) -> None:
         with pytest.raises(AllegroUnavailableError):
             await Edge(ok(body)).client.list_orders(7, bought_from=NOON, bought_to=NOON, traffic="bulk")
+
+    async def test_an_order_that_breaks_it_costs_its_page_nothing(self) -> None:
+        edge = Edge(ok(b'{"checkoutForms": [{"x": 1}, {"id": "o-1"}]}'))
+
+        page = await edge.client.list_orders(7, bought_from=NOON, bought_to=NOON, traffic="bulk")
+
+        assert [order.order_id for order in page.orders] == ["o-1"]
+        assert [part.raw for part in page.unreadable] == [b'{"x": 1}']
+        assert len(edge.requests) == 1
 
     async def test_a_404_is_not_repeated(self) -> None:
         edge = Edge(refused(404, "CheckoutFormNotFoundException"))
