@@ -384,7 +384,8 @@ class TestTokens:
 
 class TestHttp:
     async def test_the_real_transport_gives_up_in_time_on_an_answer_that_trickles(self) -> None:
-        async def trickle(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")  # an answer that comes before the request is a broken connection
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
             try:
                 while True:
