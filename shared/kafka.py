@@ -153,13 +153,14 @@ class RecordProducer:
 
 def _sendable(topic: str, record: OutgoingRecord) -> OutgoingRecord:
     """The record; raises UnsendableRecordError for one that Kafka would refuse."""
-    key, value, headers = record
+    key, value, given = record
+    headers = list(given)  # aiokafka takes no other sequence
     if key is None and value is None:
         raise UnsendableRecordError(f"{topic}: a record without key and value")
     size = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)
     if size > MAX_RECORD_BYTES:
         raise UnsendableRecordError(f"{topic}: a record of {size} bytes; Kafka takes {MAX_RECORD_BYTES}")
-    return key, value, list(headers)  # aiokafka takes no other sequence
+    return key, value, headers
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:

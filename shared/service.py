@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _EXIT_CONFIGURATION = 2
 _FIRST_BACKOFF_SECONDS = 0.5
+# Longer than clients and proxies keep a connection: whoever closes first must not be us, just as a request comes.
+_KEPT_SECONDS = 75
 _LONGEST_BACKOFF_SECONDS = 15.0
 _STOP_SECONDS = 15.0
 _CONNECTION_SECONDS = 5
@@ -247,6 +249,7 @@ def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settin
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_CONNECTION_SECONDS,
+            timeout_keep_alive=_KEPT_SECONDS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
     )
