@@ -13,7 +13,7 @@ _OF_ALL = 1000
 # Two pages: at the pace that Allegro allows one seller, a page is stored long before the next one comes.
 _OF_ONE = 200
 # How often all walks together look whether they may go on: much more often than the writer stores a page.
-_LOOKS_A_SECOND = 20.0
+_LOOKS_A_SECOND = 60.0
 # A walk that waits is to hear soon that somebody wants it to stop.
 _LONGEST_PAUSE_SECONDS = 1.0
 

@@ -33,7 +33,7 @@ def test_what_is_under_way_is_shared_but_two_pages_are_always_allowed(walks: int
         assert headroom.is_used_up(under_way=allowed)
 
 
-@pytest.mark.parametrize(("walks", "pause"), [(1, 0.05), (16, 0.8), (500, 1.0)])
+@pytest.mark.parametrize(("walks", "pause"), [(1, 1 / 60), (30, 0.5), (500, 1.0)])
 def test_waiting_walks_share_their_looks_and_none_looks_too_seldom_to_hear_a_stop(walks: int, pause: float) -> None:
     headroom = Headroom()
     with ExitStack() as stack:
