@@ -19,12 +19,13 @@ _OLD_NAMES = {"keys rotate", "api-keys create", "api-keys list", "api-keys revok
 
 
 async def test_every_command_prints_one_document(
-    api: Path, orders_backup: Run, pool: asyncpg.Pool, tmp_path: Path
+    api: Path, orders_backup: Run, pool: asyncpg.Pool, tmp_path: Path, fresh_topics: str
 ) -> None:
     await a_connected_seller(pool)
     await pool.execute(
         'INSERT INTO dead_letters (service, topic, partition, "offset", value, digest, error_type, error)'
-        " VALUES ('writer', 'orders', 0, 1, '\\x7b', '\\x00', 'UnreadableRecordError', 'not JSON')"
+        " VALUES ('writer', $1, 0, 1, '\\x7b', '\\x00', 'UnreadableRecordError', 'not JSON')",
+        f"{fresh_topics}orders",
     )
     file = str(tmp_path / "orders")
     task_id = json.loads(orders_backup("sync", "start", "shop-1", "--full", "--json").out)["task_id"]

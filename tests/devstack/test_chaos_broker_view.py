@@ -62,7 +62,6 @@ async def test_a_topic_that_was_deleted_and_filled_again_has_no_survivors(kafka_
 async def test_a_group_is_asked_where_it_stands(kafka_bootstrap: str, topics: Topics) -> None:
     partitions = [TopicPartition(topics.orders, number) for number in range(_PARTITIONS)]
     group = f"{topics.prefix}group"
-    assert await committed_offsets(kafka_bootstrap, group, partitions) == {}
 
     async with AIOKafkaConsumer(
         bootstrap_servers=kafka_bootstrap, group_id=group, enable_auto_commit=False
@@ -71,3 +70,4 @@ async def test_a_group_is_asked_where_it_stands(kafka_bootstrap: str, topics: To
         await consumer.commit({partitions[0]: 7})
 
     assert await committed_offsets(kafka_bootstrap, group, partitions[:1]) == {partitions[0]: 7}
+    assert await committed_offsets(kafka_bootstrap, f"{group}-of-nobody", partitions) == {}
