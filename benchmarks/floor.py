@@ -10,6 +10,7 @@ trace its children (`kernel.yama.ptrace_scope` 0 or 1).
 
 import argparse
 import asyncio
+import os
 import re
 import sys
 import tempfile
@@ -120,7 +121,10 @@ class Spies:
         py_spy = Path(sys.executable).with_name("py-spy")
         options = ["--rate", str(_SAMPLES_A_SECOND), "--duration", "unlimited", "--format", form, "--nonblocking"]
         return await asyncio.create_subprocess_exec(
-            *(str(py_spy), "record", "--pid", str(pid), *options, "--output", str(output)),
+            # The picture's title is this command: it names no folder of the machine.
+            *("py-spy", "record", "--pid", str(pid), *options, "--output", os.path.relpath(output, ROOT)),
+            executable=py_spy,
+            cwd=ROOT,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
