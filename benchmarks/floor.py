@@ -122,12 +122,17 @@ class Spies:
         options = ["--rate", str(_SAMPLES_A_SECOND), "--duration", "unlimited", "--format", form, "--nonblocking"]
         return await asyncio.create_subprocess_exec(
             # The picture's title is this command: it names no folder of the machine.
-            *("py-spy", "record", "--pid", str(pid), *options, "--output", os.path.relpath(output, ROOT)),
+            *("py-spy", "record", "--pid", str(pid), *options, "--output", _relative(output)),
             executable=py_spy,
             cwd=ROOT,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
+
+
+def _relative(path: Path) -> str:
+    """From the root of the repository."""
+    return os.path.relpath(path, ROOT)
 
 
 def _tell(mode: Mode, stage: str, seen: Samples) -> None:
