@@ -91,8 +91,9 @@ async def test_an_initial_load_and_a_comparison_cost_a_request_for_a_hundred_ord
         compared = await looks(stack) - spent
 
     assert await pool.fetchval("SELECT count(*) FROM orders") == orders
-    # One more: the journal's newest event is younger than what lists are sure to show, and its order is fetched.
-    assert spent <= 0.011 * orders + 1
+    # The journal's newest event is younger than what lists are sure to show, and its order is fetched: one more, which
+    # shows where there are few pages.
+    assert spent <= 0.011 * orders + (1 if orders < 5000 else 0)
     assert compared / orders <= 0.01
 
 
