@@ -256,6 +256,18 @@ class SilentConsumerError(TransientError):
     """The consumer neither gives records nor says that there are none: Kafka is away, or the consumer is stuck."""
 
 
+async def join(consumer: AIOKafkaConsumer) -> None:
+    """Start the consumer, which is a member of its group then; raises SilentConsumerError if it does not become one.
+
+    aiokafka waits for its first assignment for ever, whatever becomes of the group.
+    """
+    try:
+        async with asyncio.timeout(_LONGEST_POLL_SECONDS):
+            await consumer.start()
+    except TimeoutError:
+        raise SilentConsumerError(f"no partitions within {_LONGEST_POLL_SECONDS:g} s") from None
+
+
 async def poll(
     consumer: AIOKafkaConsumer, *, timeout_ms: int, max_records: int
 ) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:

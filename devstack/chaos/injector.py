@@ -380,7 +380,9 @@ def _partitions_of(topics: Sequence[str]) -> list[TopicPartition]:
 
 
 def _groups(service: str, topics: Topics) -> Mapping[str, Sequence[str]]:
-    """The groups in which a service consumes, with their topics."""
-    if service == "writer":
-        return {f"{topics.prefix}writer": (topics.order_events, topics.orders, topics.dead_letters)}
-    return {f"{topics.prefix}{service}-{topic}": (topic,) for topic in (topics.order_events, topics.order_windows)}
+    """The group in which a service consumes, with its topics."""
+    consumed = {
+        "writer": (topics.order_events, topics.orders, topics.dead_letters),
+        "enricher": (topics.order_events, topics.order_windows),
+    }
+    return {f"{topics.prefix}{service}": consumed[service]}

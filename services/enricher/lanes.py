@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from prometheus_client import Counter, Gauge
 
-from shared.delivery import commit, lags_told, poll
+from shared.delivery import commit, join, lags_told, poll
 from shared.service import is_transient
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         consumer.subscribe(list(self._works), listener=self)
         committer = asyncio.create_task(self._commit_regularly(), name="commit")
         try:
-            await consumer.start()
+            await join(consumer)
             async with lags_told(consumer, self._tell):
                 await self._take(consumer)
         finally:

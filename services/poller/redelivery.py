@@ -10,6 +10,7 @@ from services.poller import metrics
 from services.poller.publish import Publisher
 from services.poller.settings import PollerSettings
 from shared.ended_runs import count_ended
+from shared.errors import TransientError
 from shared.logs import correlated
 from shared.messages import OrderFetch, OrderWindow
 from shared.tracing import span
@@ -52,6 +53,14 @@ RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.at
             WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1) AS request
 """
 
+
+# They never left: Kafka is away, or its topics are.
+# language=sql
+_STILL_DUE = """
+UPDATE pending_fetches p SET next_attempt_at = now()
+  FROM unnest($1::bigint[], $2::text[]) AS f (user_token_id, order_id)
+ WHERE p.user_token_id = f.user_token_id AND p.allegro_order_id = f.order_id
+"""
 
 # The writer ends these runs as it stores what they wait for. Two writers that overlap while partitions move, or a
 # re-reading that found nothing new, may leave one for us.
@@ -131,9 +140,14 @@ class Redelivery:
 
     async def _fetches(self) -> int:
         rows = await self._pool.fetch(_DUE_FETCHES, _BATCH)
-        for (identifier, parent), together in _by_request(rows).items():
-            with correlated(identifier), span("send fetches", parent=parent):
-                await self._publisher.events([_fetch(row) for row in together])
+        try:
+            for (identifier, parent), together in _by_request(rows).items():
+                with correlated(identifier), span("send fetches", parent=parent):
+                    await self._publisher.events([_fetch(row) for row in together])
+        except TransientError:
+            places = [row["user_token_id"] for row in rows], [row["allegro_order_id"] for row in rows]
+            await self._pool.execute(_STILL_DUE, *places)
+            raise
         metrics.redeliveries.labels("fetch").inc(len(rows))
         return len(rows)
 

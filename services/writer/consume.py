@@ -18,7 +18,7 @@ from services.writer.batch import SERVICE, Batch, collect, extend
 from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
-from shared.delivery import DeadLetter, RebalanceLog, commit, lags_told, next_offsets, poll
+from shared.delivery import DeadLetter, RebalanceLog, commit, join, lags_told, next_offsets, poll
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.messages import correlation_id_of, token_of, traceparent_of
 from shared.service import is_transient
@@ -87,7 +87,7 @@ class Writer:
         self._free.set()  # an error may have ended the run before in the middle of a batch
         consumer.subscribe(topics, listener=RebalanceLog())
         try:
-            await consumer.start()
+            await join(consumer)
             async with lags_told(consumer):
                 await self._consume(consumer)
         finally:

@@ -7,12 +7,14 @@ Kafka, but whose transaction did not end, is noted again, since another replica 
 
 Kafka may lose everything. A marker lies beside the topic: the offset that the group `order-state` has committed is the
 number of the topic's generation. Kafka drops it together with the topic, and a broker without its data has none; where
-it is not what PostgreSQL remembers, every order is published again, a batch at a time from where it stands.
+it is not what PostgreSQL remembers, every order is published again, a batch at a time from where it stands. What else
+was on its way is lost then, too: the looks that are owed become due, and the poller sends them out again at once.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 BATCH_ORDERS = 500
 _GROUP = "order-state"
 _MARKER_SECONDS = 10.0
+# Kafka forgets what a group without members has committed after seven days (`offsets.retention.minutes`).
+_RENEW_MARKER_SECONDS = 6 * 3600.0
 # What a record has besides the order.
 _ENVELOPE_BYTES = 64 * 1024
 
@@ -67,6 +71,17 @@ _MOVE = "UPDATE order_state_topic SET republish_after = $2 WHERE republish_after
 _TOPIC = "SELECT generation, republish_after FROM order_state_topic"
 
 _NEW_GENERATION = "UPDATE order_state_topic SET generation = $1, republish_after = 0"
+
+# What was tried in vain waits for its next attempt in the table, whatever becomes of Kafka. Rows are locked in the
+# order in which batches lock them.
+_SEND_AGAIN = """
+WITH lost AS (
+    SELECT user_token_id, allegro_order_id FROM pending_fetches
+     WHERE attempts = 0 ORDER BY user_token_id, allegro_order_id FOR UPDATE
+)
+UPDATE pending_fetches p SET next_attempt_at = now()
+  FROM lost WHERE p.user_token_id = lost.user_token_id AND p.allegro_order_id = lost.allegro_order_id
+"""
 
 
 class TopicMarker:
@@ -109,12 +124,22 @@ class TopicMarker:
 class OrderStates:
     """Publishes what changed, and everything again where Kafka does not have it."""
 
-    def __init__(self, pool: asyncpg.Pool, producer: RecordProducer, settings: KafkaSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        producer: RecordProducer,
+        settings: KafkaSettings,
+        metrics: Metrics,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool = pool
         self._producer = producer
         self._topic = settings.topics.order_state
         self._marker = TopicMarker(settings)
         self._metrics = metrics
+        self._monotonic = monotonic
+        self._renew_at = monotonic() + _RENEW_MARKER_SECONDS
         self._doubtful: set[tuple[int, str]] = set()
         """Orders whose publication may be on its way, by a transaction that did not end well."""
 
@@ -124,14 +149,21 @@ class OrderStates:
             ours = (await connection.fetchrow(_TOPIC))["generation"]
             theirs = await self._marker.read()
             if ours == theirs:
+                await self._renew_marker(ours)
                 return
             generation = max(ours, theirs or 0) + 1
             await connection.execute(_NEW_GENERATION, generation)
             # Whichever of the two is lost: they differ, and it is done again.
             await self._marker.write(generation)
+            await connection.execute(_SEND_AGAIN)
             logger.warning(
                 "publishing the state of every order", extra={"topic": self._topic, "generation": generation}
             )
+
+    async def _renew_marker(self, generation: int) -> None:
+        if self._monotonic() >= self._renew_at:
+            await self._marker.write(generation)
+            self._renew_at = self._monotonic() + _RENEW_MARKER_SECONDS
 
     async def turn(self) -> bool:
         """Publish a batch of what changed, and one of what is published again; says whether there may be more."""

@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack
 from devstack.ports import free_port, release
-from devstack.processes import Child
+from devstack.processes import Child, tail
 from shared.database import open_pool
 from shared.messages import OrderState, decode
 from shared.sync_start import begin_sync
@@ -99,7 +99,6 @@ class Place:
             env={
                 **self._stack.environment(),
                 f"{self._service.upper()}_HTTP_PORT": str(self._port),
-                "LOG_LEVEL": "WARNING",
             },
             folder=self._stack.folder,
             grace_seconds=30,
@@ -122,6 +121,11 @@ class Place:
             await asyncio.to_thread(self._wait_until_ready)
             await asyncio.sleep(self._chance.uniform(2, 6))
             await asyncio.to_thread(self.end, end)
+
+    def last_words(self) -> str:
+        """What the last process here was, and said."""
+        assert self._child is not None
+        return f"{self._name}, exit code {self._child.exit_code}:\n{tail(self._child.log)}"
 
     def _wait_until_ready(self) -> None:
         assert self._child is not None
@@ -174,6 +178,9 @@ async def test_replicas_come_and_go_and_nothing_is_lost_or_done_twice(stack: Ben
             comparison = await compared(stack, pool, sellers)
             stored = dict(await pool.fetch("SELECT allegro_order_id, updated_at FROM orders"))
             published = await last_states(stack.environment(), stored)
+        except (AssertionError, TimeoutError) as error:
+            error.add_note("\n".join(place.last_words() for place in places))
+            raise
         finally:
             for place in places[::2]:
                 await asyncio.to_thread(place.end, signal.SIGTERM)

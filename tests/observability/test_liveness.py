@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from prometheus_client import REGISTRY
 
 from devstack.brokers import Broker, choose_broker
@@ -82,14 +83,14 @@ def lanes(settings: KafkaSettings, health: Health) -> Lanes:
     return idle_lanes(settings, health)
 
 
-def idle_lanes(settings: KafkaSettings, health: Health) -> Lanes:
+def idle_lanes(settings: KafkaSettings, health: Health, *, progressed: Callable[[], None] | None = None) -> Lanes:
     async def nothing_comes(_records: object) -> None:
         raise AssertionError("a record came")
 
     return Lanes(
         partial(open_consumer, settings, group="idle", service="test", max_poll_interval_ms=60_000),
         {settings.topics.order_events: Work(nothing_comes, max_batch=10, drain_seconds=1)},
-        progressed=partial(health.progressed, "consume"),
+        progressed=progressed or partial(health.progressed, "consume"),
     )
 
 
@@ -281,3 +282,29 @@ async def test_a_consumer_whose_broker_is_away_stays_alive(
             await turns(health, red=False)
 
     assert health.liveness().good
+
+
+async def test_a_consumer_that_never_gets_its_first_partitions_makes_way_for_a_new_one(
+    settings: KafkaSettings, health: Health, loops: BackgroundLoops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group that does not form, as after members were killed in the middle of it: aiokafka waits without end."""
+    monkeypatch.setattr("shared.delivery._LONGEST_POLL_SECONDS", 5.0)
+    starts = 0
+    in_earnest = AIOKafkaConsumer.start
+
+    async def first_without_end(consumer: AIOKafkaConsumer) -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 1:
+            await asyncio.Event().wait()
+        await in_earnest(consumer)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "start", first_without_end)
+    polled = asyncio.Event()
+    lanes = idle_lanes(settings, health, progressed=polled.set)
+    loops.keep_running("consume", lanes.run, within_seconds=_WITHIN_SECONDS)
+
+    async with asyncio.timeout(60):
+        await polled.wait()
+
+    assert starts == 2

@@ -15,6 +15,7 @@ from services.poller.refresh import TokenRefresher
 from services.poller.slots import Slots
 from services.poller.wakeups import listen
 from shared.allegro.errors import AllegroUnavailableError
+from shared.kafka import PublishFailedError
 from shared.topics import Topics
 from tests.builders import a_run, a_token
 from tests.poller.conftest import SETTINGS, Kafka, a_schedule, a_task
@@ -68,6 +69,18 @@ async def test_the_longer_an_order_is_owed_the_less_often_it_is_sent_out(
     await redelivery.turn()
 
     assert least < await pool.fetchval("SELECT next_attempt_at - now() FROM pending_fetches") < most
+
+
+async def test_what_kafka_did_not_take_stays_due(pool: asyncpg.Pool, redelivery: Redelivery, kafka: Kafka) -> None:
+    await owe(pool, await a_token(pool), 3, waited=timedelta(hours=1))
+    kafka.error = PublishFailedError("away")
+    with pytest.raises(PublishFailedError):
+        await redelivery.turn()
+    kafka.error = None
+
+    await redelivery.turn()
+
+    assert len(kafka.on("order-events")) == 3
 
 
 async def test_nothing_is_sent_out_for_a_token_that_cannot_call(

@@ -246,6 +246,48 @@ async def test_a_broker_that_lost_all_its_data_gets_every_state_again(
     assert {key for key, _ in found} == set(order_ids(5))
 
 
+async def test_looks_that_were_lost_with_kafka_are_due_at_once(
+    pool: asyncpg.Pool, states: OrderStates, settings: KafkaSettings
+) -> None:
+    """Not those that failed: they wait for their next attempt in the table, not in Kafka."""
+    await states.check_topic()
+    await pool.execute(
+        "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, attempts, next_attempt_at)"
+        " SELECT id, 'o-' || n, now(), n, now() + interval '1 hour' FROM user_tokens, generate_series(0, 1) AS n"
+    )
+    due = "SELECT allegro_order_id FROM pending_fetches WHERE next_attempt_at <= now()"
+    await states.check_topic()
+    assert await pool.fetch(due) == []
+
+    await recreate(settings)
+    await states.check_topic()
+
+    assert [row[0] for row in await pool.fetch(due)] == ["o-0"]
+
+
+async def test_the_marker_is_renewed_long_before_kafka_forgets_it(
+    pool: asyncpg.Pool,
+    producer: RecordProducer,
+    settings: KafkaSettings,
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[int] = []
+
+    async def note(_marker: TopicMarker, generation: int) -> None:
+        written.append(generation)
+
+    hours = 0.0
+    states = OrderStates(pool, producer, settings, metrics, monotonic=lambda: hours * 3600)
+    await states.check_topic()
+    generation = await TopicMarker(settings).read()
+    monkeypatch.setattr(TopicMarker, "write", note)
+    for hours in (5, 7, 8, 14):  # noqa: B007 - the clock reads it
+        await states.check_topic()
+
+    assert written == [generation, generation]
+
+
 async def test_a_marker_without_its_generation_fills_the_topic_again(
     pool: asyncpg.Pool, states: OrderStates, settings: KafkaSettings
 ) -> None:
