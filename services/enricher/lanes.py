@@ -58,9 +58,11 @@ _MOST_BEHIND = 20_000
 _FIRST_RETRY_SECONDS = 0.5
 _MAX_RETRY_SECONDS = 30.0
 _PAUSE_AFTER_BUG_SECONDS = 30.0
-# The writer may be slower than we are: what is owed is looked for until it must have been written, or sent out again.
+# The writer may be slower than we are: what is owed is looked for until it must have been written, or sent out again;
+# soon after something was found, and ever less often where nothing is.
 _SETTLE_SECONDS = 150.0
-_LOOK_SECONDS = 5.0
+_SHORTEST_LOOK_SECONDS = 0.2
+_LONGEST_LOOK_SECONDS = 5.0
 
 _Result = TypeVar("_Result")
 
@@ -272,13 +274,15 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
     async def _work(self, key: LaneKey, lane: _Lane, ownership: Ownership) -> None:
         work = self._works[key[0].topic]
         await self._work_off(work, lane, ownership)
+        pause = _SHORTEST_LOOK_SECONDS
         while lane.overflowed_at is not None:
             is_last = time.monotonic() > lane.overflowed_at + _SETTLE_SECONDS
-            await self._catch_up(work, key, lane, ownership)
+            found = await self._catch_up(work, key, lane, ownership)
+            pause = _SHORTEST_LOOK_SECONDS if found else min(pause * 2, _LONGEST_LOOK_SECONDS)
             if is_last:
                 lane.overflowed_at = None
             else:
-                await _wait(lane.came, _LOOK_SECONDS)
+                await _wait(lane.came, pause)
             await self._work_off(work, lane, ownership)
         # No await between the last look at the queue and this: a record cannot slip in between.
         lane.task = None
@@ -292,14 +296,17 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
             ownership.finish(record.offset for record in records)
         lane.came.clear()
 
-    async def _catch_up(self, work: Work, key: LaneKey, lane: _Lane, ownership: Ownership) -> None:
-        """Work off what the database knows is owed; whatever comes meanwhile is newer, and goes first."""
+    async def _catch_up(self, work: Work, key: LaneKey, lane: _Lane, ownership: Ownership) -> bool:
+        """Work off what the database knows is owed, and say whether there was anything; whatever comes meanwhile is
+        newer, and goes first."""
         assert work.owed is not None  # noqa: S101 - nothing else overflows
         place: Any = None
+        found = False
         while True:
             records, place = await self._until_done(partial(work.owed, key, place))
             if not records:
-                return
+                return found
+            found = True
             await self._until_done(partial(work.handler, records))
             await self._work_off(work, lane, ownership)
 
