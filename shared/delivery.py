@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,24 +227,44 @@ async def lags_of(consumer: AIOKafkaConsumer) -> dict[str, int]:
     return lags
 
 
-async def _tell_lags(consumer: AIOKafkaConsumer, and_then: Callable[[], None]) -> None:
+async def begin_again_where_lost(consumer: AIOKafkaConsumer) -> None:
+    """Go back to the beginning of each log that ends before our position: it is another one, Kafka has lost ours.
+
+    Apache Kafka says so itself (`auto_offset_reset`); the embedded broker answers with nothing, for ever. Raises
+    IllegalStateError during a rebalance.
+    """
+    for partition in consumer.assignment():
+        end = consumer.highwater(partition)
+        if end is not None and end < (position := await consumer.position(partition)):
+            logger.warning(
+                "a log ends before our position: beginning again",
+                extra={"topic": partition.topic, "partition": partition.partition, "position": position, "end": end},
+            )
+            await consumer.seek_to_beginning(partition)
+
+
+async def _watch(consumer: AIOKafkaConsumer, and_then: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(_LAG_SECONDS)
-        with suppress(IllegalStateError):  # a rebalance is going on: the next look tells
+        try:
+            await begin_again_where_lost(consumer)
             for topic, lag in (await lags_of(consumer)).items():
                 LAG.labels(topic).set(lag)
+        except (IllegalStateError, KafkaError) as error:
+            logger.debug("no saying how far we are behind: the next look tells", extra={"error": repr(error)})
         and_then()
 
 
 @asynccontextmanager
-async def lags_told(consumer: AIOKafkaConsumer, and_then: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    """While the block lasts, tell Prometheus how far the started consumer is behind, and what else there is."""
-    telling = asyncio.create_task(_tell_lags(consumer, and_then), name="consumer lag")
+async def watched(consumer: AIOKafkaConsumer, and_then: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    """While the block lasts, see to it that the started consumer does not wait behind the end of a log, and tell
+    Prometheus how far it is behind, and what else there is."""
+    watching = asyncio.create_task(_watch(consumer, and_then), name="watch the consumer")
     try:
         yield
     finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 def next_offsets(records: Iterable[ConsumerRecord]) -> dict[TopicPartition, int]:

@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from prometheus_client import Counter, Gauge
 
-from shared.delivery import commit, join, lags_told, poll
+from shared.delivery import commit, join, poll, watched
 from shared.service import is_transient
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         committer = asyncio.create_task(self._commit_regularly(), name="commit")
         try:
             await join(consumer)
-            async with lags_told(consumer, self._tell):
+            async with watched(consumer, self._tell):
                 await self._take(consumer)
         finally:
             committer.cancel()

@@ -18,7 +18,7 @@ from services.writer.batch import SERVICE, Batch, collect, extend
 from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
-from shared.delivery import DeadLetter, RebalanceLog, commit, join, lags_told, next_offsets, poll
+from shared.delivery import DeadLetter, RebalanceLog, commit, join, next_offsets, poll, watched
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.messages import correlation_id_of, token_of, traceparent_of
 from shared.service import is_transient
@@ -88,7 +88,7 @@ class Writer:
         consumer.subscribe(topics, listener=RebalanceLog())
         try:
             await join(consumer)
-            async with lags_told(consumer):
+            async with watched(consumer):
                 await self._consume(consumer)
         finally:
             await consumer.stop()

@@ -3,12 +3,13 @@
 import asyncio
 import socket
 from collections import defaultdict
+from functools import partial
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from shared.delivery import lags_of, open_consumer
+from shared.delivery import begin_again_where_lost, lags_of, open_consumer
 from shared.errors import ConfigurationError
 from shared.kafka import (
     PublishFailedError,
@@ -140,3 +141,28 @@ async def test_a_consumer_says_how_many_records_stand_in_front_of_it(kafka_boots
                 await consumer.getmany(timeout_ms=1_000)
 
     assert some == {topic: 3}
+
+
+async def test_a_consumer_whose_log_was_lost_begins_again(kafka_bootstrap: str, fresh_topics: str) -> None:
+    """Its group stands at 100, and what Kafka has ends at 5: the embedded broker gives nothing and says nothing."""
+    where = KafkaSettings(
+        kafka_bootstrap_servers=(kafka_bootstrap,), kafka_topic_prefix=fresh_topics, kafka_session_timeout_seconds=6
+    )
+    topic = where.topics.orders
+    one = partial(open_consumer, where, group="lost", service="test", max_poll_interval_ms=60_000)
+    found: list[bytes | None] = []
+    async with RecordProducer(where, service="test") as producer, asyncio.timeout(90):
+        await producer.publish_all(topic, [(b"one", str(number).encode(), []) for number in range(5)])
+        before = one()
+        before.subscribe([topic])
+        async with before:
+            await before.commit(dict.fromkeys(before.assignment(), 100))
+        consumer = one()
+        consumer.subscribe([topic])
+        async with consumer:
+            while len(found) < 5:
+                for records in (await consumer.getmany(timeout_ms=500)).values():
+                    found += [record.value for record in records]
+                await begin_again_where_lost(consumer)
+
+    assert found == [b"0", b"1", b"2", b"3", b"4"]
