@@ -103,9 +103,10 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             redelivery = Redelivery(pool, publisher, settings)
             # From here on back to front: the loops stop first, then the work in the slots, then its leases go.
             await stack.enter_async_context(loops)
-            wakes = {"orders_backup_tasks": asyncio.Event(), "orders_backup_devices": asyncio.Event()}
+            channels = ("orders_backup_schedules", "orders_backup_tasks", "orders_backup_devices")
+            wakes = {channel: asyncio.Event() for channel in channels}
             loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
-            loops.run_every("journal", tick, journal.turn)
+            loops.run_every("journal", tick, journal.turn, wake=wakes["orders_backup_schedules"])
             loops.run_every("tasks", tick, tasks.turn, wake=wakes["orders_backup_tasks"])
             loops.run_every("devices", tick, devices.turn, wake=wakes["orders_backup_devices"])
             loops.run_every("refresh", tick, refresher.turn)

@@ -170,14 +170,16 @@ class TestTasks:
         await a_connected_seller(api)
         heard: asyncio.Queue[str] = asyncio.Queue()
         listener = await asyncpg.connect(database_url)
-        for channel in ("orders_backup_tasks", "orders_backup_devices"):
+        channels = ["orders_backup_tasks", "orders_backup_devices", "orders_backup_schedules"]
+        for channel in channels:
             await listener.add_listener(channel, lambda _connection, _pid, name, _text: heard.put_nowait(name))
 
         await start(api, kind="full")
         await api.post("/api/v1/tokens/auth/initialize", json={"user_id": "shop-2"})
+        await api.post("/api/v1/sync/activate", json={"user_id": "shop-1"})
 
         async with asyncio.timeout(10):
-            assert [await heard.get(), await heard.get()] == ["orders_backup_tasks", "orders_backup_devices"]
+            assert [await heard.get() for _ in channels] == channels
         await listener.close()
 
     @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ UPDATE active_sync_schedules
    SET status = 'active', next_run = now(), interval_seconds = coalesce($2, interval_seconds), last_error = NULL,
        consecutive_failures = 0
  WHERE user_token_id = $1
-RETURNING pg_notify('orders_backup_tasks', '')
+RETURNING pg_notify('orders_backup_schedules', '')
 """
 
 _PAUSE = """
