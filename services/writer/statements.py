@@ -181,17 +181,18 @@ SELECT n.run_id, n.token_id, t.user_id, 'journal', n.last_event_id
 ON CONFLICT (run_id) DO NOTHING
 """
 
-# An ended run's numbers stay, whatever it caused comes later. Only what a stopped walk had read is still counted. The
-# requests of a listing are its pages, and told by its walk.
+# An ended run's numbers stay, whatever it caused comes later. Only what a stopped walk had read is still counted. A
+# listing processes what it lists, whatever it then looks at besides; its requests are its pages, and told by its walk.
 COUNT_ORDERS = """
 UPDATE sync_history r
-   SET orders_processed = r.orders_processed + n.processed,
+   SET orders_processed = r.orders_processed + n.walked
+                          + CASE WHEN r.kind IN ('journal', 'orders') THEN n.looked ELSE 0 END,
        orders_added = r.orders_added + n.added,
        orders_updated = r.orders_updated + n.updated,
        requests = r.requests + CASE WHEN r.kind IN ('journal', 'orders') THEN n.requests ELSE 0 END,
-       progress_at = CASE WHEN n.processed + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
-  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
-       AS n (run_id, processed, added, updated, requests)
+       progress_at = CASE WHEN n.walked + n.looked + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+       AS n (run_id, walked, looked, added, updated, requests)
  WHERE r.run_id = n.run_id
    AND (r.completed_at IS NULL
         OR r.status = 'stopped' AND EXISTS (SELECT FROM run_windows w WHERE w.run_id = r.run_id AND NOT w.finished))

@@ -33,7 +33,8 @@ _CLASSES_OF_DATA = frozenset({"22", "23", "54"})
 class RunCounts:
     """What one batch adds to a run."""
 
-    processed: int = 0
+    walked: int = 0
+    looked: int = 0
     added: int = 0
     updated: int = 0
     requests: int = 0
@@ -221,7 +222,7 @@ class _Transaction:
             settled_by = self._settled_by.get(key)
             for run_id, last_event_id in runs.items():
                 if settled_by is None or run_id not in settled_by:
-                    self._runs[run_id].processed += 1
+                    self._runs[run_id].looked += 1
                     new[run_id] = key[0], last_event_id
             if runs and settled_by is None:
                 self._runs[max(runs, key=lambda run_id: runs[run_id])].requests += self._batch.requests.get(key, 0)
@@ -314,12 +315,13 @@ class _Transaction:
             )
 
     def _count_settled(self, rows: Sequence[asyncpg.Record]) -> None:
-        """A look that was owed to a run is one order processed by it; a change it found is counted for one of them."""
+        """A look that was owed to a run of the journal is one order processed by it, one that a listing asked for is
+        none beside those that it lists; a change it found is counted for one of the runs."""
         self._count_requests(rows)
         for row in rows:
             self._settled_by[row["user_token_id"], row["allegro_order_id"]] = row["run_ids"]
             for run_id in row["run_ids"]:
-                self._runs[run_id].processed += 1
+                self._runs[run_id].looked += 1
 
     def _count_requests(self, rows: Sequence[asyncpg.Record]) -> None:
         """What the looks at these owed orders have cost is counted for one of the runs that they are owed to."""
@@ -394,7 +396,7 @@ class _Transaction:
                 await self._connection.execute(
                     sql.MOVE_WALK, new.run_id, new.next_sequence, new.position, list(new.boundary_order_ids)
                 )
-                self._runs[new.run_id].processed += new.next_sequence - old.next_sequence
+                self._runs[new.run_id].walked += new.next_sequence - old.next_sequence
             progressed = self._batch.progressed.get((new.run_id, new.attempt))
             if progressed is not None:
                 await self._connection.execute(
@@ -422,7 +424,8 @@ class _Transaction:
             await self._connection.execute(
                 sql.COUNT_ORDERS,
                 list(counts),
-                [count.processed for count in counts.values()],
+                [count.walked for count in counts.values()],
+                [count.looked for count in counts.values()],
                 [count.added for count in counts.values()],
                 [count.updated for count in counts.values()],
                 [count.requests for count in counts.values()],

@@ -91,7 +91,7 @@ class Run(BaseModel):
     progress_at: datetime = Field(description="when it last came on")
     completed_at: datetime | None = Field(description="null: it goes on, also while it is `stalled`")
     orders_expected: int | None = Field(description="what Allegro said there is; of the journal: what is owed so far")
-    orders_processed: int = Field(description="orders looked at and stored")
+    orders_processed: int = Field(description="orders looked at and stored; of a listing, those that it lists")
     orders_added: int
     orders_updated: int
     events_stored: int
