@@ -8,7 +8,7 @@ Kafka, but whose transaction did not end, is noted again, since another replica 
 Kafka may lose everything. A marker lies beside the topic: the offset that the group `order-state` has committed is the
 number of the topic's generation. Kafka drops it together with the topic, and a broker without its data has none; where
 it is not what PostgreSQL remembers, every order is published again, a batch at a time from where it stands. What else
-was on its way is lost then, too: the looks that are owed become due, and the poller sends them out again at once.
+was on its way is lost then, too: looks that are owed become due at once, and bulk loads as soon as they stand still.
 """
 
 import asyncio
@@ -74,13 +74,19 @@ _NEW_GENERATION = "UPDATE order_state_topic SET generation = $1, republish_after
 
 # What was tried in vain waits for its next attempt in the table, whatever becomes of Kafka. Rows are locked in the
 # order in which batches lock them.
-_SEND_AGAIN = """
+_OWED_AT_ONCE = """
 WITH lost AS (
     SELECT user_token_id, allegro_order_id FROM pending_fetches
      WHERE attempts = 0 ORDER BY user_token_id, allegro_order_id FOR UPDATE
 )
 UPDATE pending_fetches p SET next_attempt_at = now()
   FROM lost WHERE p.user_token_id = lost.user_token_id AND p.allegro_order_id = lost.allegro_order_id
+"""
+
+# As if it had been sent out once: the poller's patience with a walk grows with each time that it comes to nothing.
+_WALKS_SOON = """
+WITH lost AS (SELECT run_id FROM run_windows WHERE NOT finished ORDER BY run_id FOR UPDATE)
+UPDATE run_windows w SET published_at = w.progress_at FROM lost WHERE w.run_id = lost.run_id
 """
 
 
@@ -155,7 +161,8 @@ class OrderStates:
             await connection.execute(_NEW_GENERATION, generation)
             # Whichever of the two is lost: they differ, and it is done again.
             await self._marker.write(generation)
-            await connection.execute(_SEND_AGAIN)
+            await connection.execute(_OWED_AT_ONCE)
+            await connection.execute(_WALKS_SOON)
             logger.warning(
                 "publishing the state of every order", extra={"topic": self._topic, "generation": generation}
             )

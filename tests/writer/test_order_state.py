@@ -28,7 +28,7 @@ from shared.messages import OrderMissing, OrderState, RawJson, Record, decode
 from shared.order_state import republish_all
 from shared.settings import KafkaSettings
 from shared.topics import Topics, create_topics
-from tests.builders import AN_ORDER, NOON, a_token, after, an_observation, an_order_body, consumed
+from tests.builders import AN_ORDER, NOON, a_run, a_token, after, an_observation, an_order_body, consumed
 
 pytestmark = pytest.mark.integration
 
@@ -246,23 +246,27 @@ async def test_a_broker_that_lost_all_its_data_gets_every_state_again(
     assert {key for key, _ in found} == set(order_ids(5))
 
 
-async def test_looks_that_were_lost_with_kafka_are_due_at_once(
+async def test_what_was_lost_with_kafka_is_due_at_once(
     pool: asyncpg.Pool, states: OrderStates, settings: KafkaSettings
 ) -> None:
-    """Not those that failed: they wait for their next attempt in the table, not in Kafka."""
+    """Not looks that failed: they wait for their next attempt in the table, not in Kafka."""
     await states.check_topic()
+    await a_run(pool, token_id=await pool.fetchval("SELECT id FROM user_tokens"))
+    await pool.execute("UPDATE run_windows SET progress_at = now() - interval '1 hour', published_at = now()")
+    is_due = "SELECT published_at = progress_at FROM run_windows"
     await pool.execute(
         "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, attempts, next_attempt_at)"
         " SELECT id, 'o-' || n, now(), n, now() + interval '1 hour' FROM user_tokens, generate_series(0, 1) AS n"
     )
     due = "SELECT allegro_order_id FROM pending_fetches WHERE next_attempt_at <= now()"
     await states.check_topic()
-    assert await pool.fetch(due) == []
+    assert (await pool.fetch(due), await pool.fetchval(is_due)) == ([], False)
 
     await recreate(settings)
     await states.check_topic()
 
     assert [row[0] for row in await pool.fetch(due)] == ["o-0"]
+    assert await pool.fetchval(is_due)
 
 
 async def test_the_marker_is_renewed_long_before_kafka_forgets_it(
