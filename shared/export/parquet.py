@@ -7,9 +7,14 @@ count. Parquet files cannot be continued, so an export that is too large for one
 pyarrow takes 44 MB of memory: only who reads or writes Parquet imports this module.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, BinaryIO, Final, cast
+
+# pyarrow's own allocators keep what they once had. The writer of Parquet asks for its pages where this variable says,
+# whatever pool is named in Python, and it is read once: when the library is loaded.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import pyarrow as pa
 from pyarrow import parquet as pq
@@ -24,9 +29,11 @@ MAGIC: Final = b"PAR1"
 
 _MANIFEST: Final = b"orders_backup.manifest"
 _CURSOR: Final = b"orders_backup.cursor"
-# pyarrow's own keeps what it once had, and so does the system's between what the footer gathers, unless it is told.
+# The system's keeps what lies between the things that the footer gathers, unless it is told to give it back.
 _MEMORY: Final = pa.system_memory_pool()
 pa.set_memory_pool(_MEMORY)
+# Of one row group in memory. Each costs 20 kB until the file ends: of larger ones there are fewer.
+_GROUP_BYTES: Final = 8 << 20
 # The length of the footer, and the magic again.
 _TAIL_BYTES: Final = 8
 _AMOUNT: Final = pa.decimal128(38, 6)
@@ -65,19 +72,33 @@ class OrdersFile:
             # Not of the documents: the least and the greatest of them say nothing, and stand in the footer as they are.
             write_statistics=list(SUMMARY),
         )
+        self._held: list[pa.RecordBatch] = []
 
     def begin(self) -> bytes:
         """What comes before the first row group."""
         return self._sink.take()
 
-    def row_group(self, rows: Sequence[Sequence[Any]]) -> bytes:
-        """Rows as `SCHEMA` has them: amounts and documents as text, times as datetime."""
+    def add(self, rows: Sequence[Sequence[Any]]) -> bytes:
+        """Rows as `SCHEMA` has them: amounts and documents as text, times as datetime.
+
+        Returns the row group that they complete, with all that came before them, or nothing yet. As columns they are
+        held in less than half of the memory that they need as Python's objects, so few may be given at a time.
+        """
         columns = [
             pa.array([convert(row[place]) for row in rows], field.type)
             for place, field, convert in zip(range(len(SCHEMA)), SCHEMA, _CONVERSIONS, strict=True)
         ]
-        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-        del columns
+        self._held.append(pa.record_batch(columns, schema=SCHEMA))
+        return self.rest() if sum(batch.nbytes for batch in self._held) >= _GROUP_BYTES else b""
+
+    def rest(self) -> bytes:
+        """The row group of what is held; nothing if nothing is."""
+        if not self._held:
+            return b""
+        group = pa.Table.from_batches(self._held, SCHEMA)
+        self._writer.write_table(group, row_group_size=len(group))
+        del group
+        self._held.clear()
         _MEMORY.release_unused()
         return self._sink.take()
 

@@ -142,7 +142,7 @@ class TestParquet:
         # The first is of a fixed size, and the second is read ahead of what the first tells.
         later = [metadata.row_group(number).num_rows for number in range(2, metadata.num_row_groups)]
         assert sum(later) == COUNT - 200
-        assert max(later) * 100_000 < 5e6
+        assert max(later) * 100_000 < 10e6
 
     async def test_documents_stand_only_where_they_belong(self, api: httpx.AsyncClient, orders: None) -> None:
         answer = await api.get(PATH, params={"format": "parquet"})

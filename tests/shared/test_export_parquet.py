@@ -42,7 +42,7 @@ def a_part(sizes: list[int], *, position: ExportPosition = _START, more: bool = 
     file, cursor = OrdersFile(), None if position.is_start else position.encode()
     body = file.begin()
     for size in sizes:
-        chunk = file.row_group([a_row(position.orders + place) for place in range(size)])
+        chunk = file.add([a_row(position.orders + place) for place in range(size)]) + file.rest()
         position = position.past(chunk, size, token_id=1, after=position.orders + size)
         body += chunk
     manifest = Manifest(
@@ -70,7 +70,7 @@ def test_values_come_back() -> None:
         a_row(3, total_amount="-99999999999999999999999999999999.5"),
         a_row(4, total_amount=None),
     ]
-    body = file.begin() + file.row_group(rows) + file.end(None, cursor=None)
+    body = file.begin() + file.add(rows) + file.rest() + file.end(None, cursor=None)
 
     table = pq.read_table(io.BytesIO(body)).to_pylist()
 
@@ -82,6 +82,20 @@ def test_values_come_back() -> None:
     ]
     assert (table[0]["bought_at"], table[0]["order_raw"], table[0]["buyer_login"]) == (_MOMENT, b"\x00", "\u0142")
     assert table[0]["order_data"] == '{"n": 1.10}'
+
+
+def test_orders_are_held_until_their_row_group_is_large() -> None:
+    one = [a_row(1, order_data=b'"' + b"x" * 100_000 + b'"')]
+    file = OrdersFile()
+    file.begin()
+
+    groups = [file.add(one) for _ in range(200)]
+
+    written = [number for number, group in enumerate(groups, 1) if group]
+    assert len(written) == 2
+    assert written[1] == 2 * written[0]
+    assert 6e6 < written[0] * 100_000 < 10e6
+    assert (len(file.rest()) > 0, file.rest()) == (True, b"")
 
 
 @given(st.lists(st.integers(1, 5), max_size=5))
@@ -111,7 +125,7 @@ def test_what_was_cut_off_is_found(data: st.DataObject) -> None:
 
 def test_a_file_without_manifest_proves_nothing() -> None:
     file = OrdersFile()
-    body = file.begin() + file.row_group([a_row(1)]) + file.end(None, cursor=None)
+    body = file.begin() + file.add([a_row(1)]) + file.rest() + file.end(None, cursor=None)
 
     with pytest.raises(DamagedExportError, match="no manifest"):
         prove_parquet(io.BytesIO(body))

@@ -73,7 +73,11 @@ class Writing(Protocol):
         ...
 
     async def chunk(self, rows: Sequence[Row], users: Mapping[int, str], cursor: str | None) -> bytes:
-        """Orders; names of users by token; the cursor of the first order."""
+        """Orders; names of users by token; the cursor of the first order. Nothing: they are held for a later chunk."""
+        ...
+
+    async def rest(self) -> bytes:
+        """A chunk of the orders that are held; nothing if none are."""
         ...
 
     def end(self, manifest: Manifest | None) -> bytes:
@@ -91,7 +95,14 @@ class Form:
     open: Callable[[], Writing]
 
 
-class _Ndjson:
+class _Records:
+    """What is written order by order holds none."""
+
+    async def rest(self) -> bytes:
+        return b""
+
+
+class _Ndjson(_Records):
     _encoder = msgspec.json.Encoder()
 
     def begin(self, *, header: bool) -> bytes:
@@ -107,7 +118,7 @@ class _Ndjson:
         return b"" if manifest is None else as_line(manifest)
 
 
-class _Csv:
+class _Csv(_Records):
     def begin(self, *, header: bool) -> bytes:
         return CSV_HEADER if header else b""
 
@@ -140,7 +151,10 @@ class _Parquet:
         if self._is_first:
             self._cursor, self._is_first = cursor, False
         # It compresses: some milliseconds that others should not wait for.
-        return await asyncio.to_thread(self._file.row_group, [(users[row[1]], *row[2:]) for row in rows])
+        return await asyncio.to_thread(self._file.add, [(users[row[1]], *row[2:]) for row in rows])
+
+    async def rest(self) -> bytes:
+        return await asyncio.to_thread(self._file.rest)
 
     def end(self, manifest: Manifest | None) -> bytes:
         return self._file.end(manifest, cursor=self._cursor)

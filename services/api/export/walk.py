@@ -19,10 +19,9 @@ from services.api.problems import InvalidCursorError
 from shared.export.manifest import FORMAT, Manifest
 from shared.export.position import ExportPosition, ForeignPositionError
 
-# What one statement should bring: enough to be worth a round trip, little enough to hold several times.
+# What one statement should bring, of documents or of what is written of them: enough to be worth a round trip, little
+# enough to hold several times.
 _CHUNK_BYTES = 1 << 20
-# Parquet is a tenth of the documents that it is made of. Each row group costs 20 kB until the end, so few are better.
-_DOCUMENTS_BYTES = 4 << 20
 _FIRST_ROWS = 100
 _MOST_ROWS = 2000
 # Through so many rows one statement looks for those that meet the filters: some hundredths of a second in memory, and
@@ -53,6 +52,7 @@ class Export:
         self._walks = walks
         self._position = start
         self._users: dict[int, str] = {}
+        self._held = 0
         self._rows_at_once = _FIRST_ROWS
         self._reached_limit = False
 
@@ -85,6 +85,9 @@ class Export:
             upcoming.cancel()
             with suppress(asyncio.CancelledError):
                 await upcoming
+        if rest := await writing.rest():
+            self._pass(rest)
+            yield rest
         if end := writing.end(self._manifest() if self._asked.manifest else None):
             yield end
 
@@ -93,10 +96,19 @@ class Export:
         self._position = replace(self._position, token_id=chunk.walk, after=chunk.after)
         cursor = None if self._position.is_start else self._position.encode()
         body = await writing.chunk(chunk.rows, self._users, cursor)
-        self._position = self._position.past(body, len(chunk.rows), token_id=chunk.walk, after=chunk.rows[-1]["id"])
-        share = max(len(body) / _CHUNK_BYTES, self._documents_bytes(chunk.rows) / _DOCUMENTS_BYTES)
+        self._position = replace(self._position, after=chunk.rows[-1]["id"])
+        self._held += len(chunk.rows)
+        self._pass(body)
+        share = max(len(body), self._documents_bytes(chunk.rows)) / _CHUNK_BYTES
         self._rows_at_once = max(1, min(_MOST_ROWS, int(len(chunk.rows) / share)))
         return body
+
+    def _pass(self, body: bytes) -> None:
+        """Count what goes out with all orders that were held for it; nothing: they are still held."""
+        if body:
+            position = self._position
+            self._position = position.past(body, self._held, token_id=position.token_id, after=position.after)
+            self._held = 0
 
     def _documents_bytes(self, rows: Rows) -> int:
         return sum(len(row["order_data"]) for row in rows) if "order_data" in self._form.columns else 0
