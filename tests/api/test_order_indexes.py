@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from services.api.cursor import Position
 from services.api.order_query import OrderFilter, Query
 from tests.builders import a_token
 
@@ -83,6 +84,23 @@ async def test_a_page_is_read_from_an_index_in_its_order_whatever_the_plan(
             assert query.walks
             assert {node["Node Type"] for node in met} == {"Limit", "Index Scan"}, (key, name, mode)
             assert [node["Index Name"] for node in met if "Index Name" in node] == [index], (key, name, mode)
+
+
+@pytest.mark.parametrize("minus", ["", "-"], ids=["rising", "falling"])
+async def test_behind_a_cursor_orders_with_and_without_a_time_are_read_from_an_index_in_order(
+    pool: asyncpg.Pool, many: None, minus: str
+) -> None:
+    cursor = Position(f"orders:{minus}bought_at", datetime.now(UTC), "1").encode()
+    for (key, name), index in WALKS.items():
+        if key == "bought_at":
+            (query,) = OrderFilter(sort=f"{minus}bought_at", cursor=cursor, **FILTERS[name]).queries(1)
+            for mode in ("custom", "generic"):
+                met = await planned(pool, query, mode)
+
+                indexes = [node["Index Name"] for node in met if "Index Name" in node]
+                # Where all orders have a time, any index that begins with the token finds none without.
+                assert (len(indexes), indexes[0]) == (2, index), (name, mode)
+                assert not any("Sort" in node["Node Type"] for node in met), (name, mode)
 
 
 async def test_what_no_index_has_in_order_is_planned_for_its_values(pool: asyncpg.Pool, many: None) -> None:

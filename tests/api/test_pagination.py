@@ -119,6 +119,27 @@ async def test_a_page_far_behind_is_read_from_the_index(pool: asyncpg.Pool, sort
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("sort", SORTS)
+async def test_behind_a_cursor_one_statement_brings_the_page_whatever_its_orders_lack(
+    pool: asyncpg.Pool, sort: str
+) -> None:
+    token_id = await a_token(pool)
+    for number in range(12):
+        await insert(pool, token_id, f"o-{number:02}", None if number >= 8 else after(number))
+    first = await next(OrderFilter(sort=sort).queries(token_id)).fetch(pool, 3)
+    cursor = Position(f"orders:{sort}", first[-1]["sort_key"], str(first[-1]["row_id"])).encode()
+
+    queries = list(OrderFilter(sort=sort, cursor=cursor).queries(token_id))
+
+    pages = {limit: [row["row_id"] for row in await queries[0].fetch(pool, limit)] for limit in (2, 5, 7, 100)}
+    assert len(queries) == 1
+    assert all(pages[100][:limit] == pages[limit] for limit in pages)
+    assert sorted([*(row["row_id"] for row in first), *pages[100]]) == list(range(1, 13))
+    lacking = [row_id > 8 for row_id in pages[100]]
+    assert lacking == sorted(lacking) or sort.endswith("updated_at")
+
+
+@pytest.mark.integration
 async def test_a_cursor_of_another_order_is_refused(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
     token_id = await a_token(pool)
     for number in range(3):
