@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.routing import APIRoute
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES
 
@@ -15,6 +14,7 @@ from services.api import problems
 from services.api.access import declared_scopes
 from services.api.audit import Audit
 from services.api.changes import ChangeRoutes
+from services.api.compression import Compression
 from services.api.context import SERVICE, Connections
 from services.api.documentation import TAGS, document
 from services.api.endpoints import (
@@ -135,11 +135,11 @@ def build_app(
     app.add_middleware(ShortWay, routes=orders.router.routes)
     app.add_middleware(Idempotency, changes=changes, storage=connections.get)
     app.add_middleware(
-        GZipMiddleware,
+        Compression,
         minimum_size=1024,
-        compresslevel=_COMPRESSION_LEVEL,
+        level=_COMPRESSION_LEVEL,
         # Parquet is compressed inside.
-        exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, PARQUET.media_type),
+        excluded=(*DEFAULT_EXCLUDED_CONTENT_TYPES, PARQUET.media_type),
     )
     app.add_middleware(Audit, changes=changes, pool=lambda: connections.get().pool)
     app.add_middleware(

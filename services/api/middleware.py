@@ -6,6 +6,7 @@ Requests are named by their route, never by their path: a path may hold a device
 
 import asyncio
 import logging
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
@@ -13,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from http import HTTPStatus
 from typing import Any
-from uuid import uuid4
 
 from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
@@ -29,7 +29,7 @@ from services.api.problems import (
     problem_of,
 )
 from shared.logs import correlated
-from shared.tracing import span, tell
+from shared.tracing import is_on, span, tell
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class RequestFrame:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         with (
-            correlated(given if _CORRELATION_ID.match(given) else uuid4().hex) as identifier,
+            correlated(given if _CORRELATION_ID.match(given) else _fresh_id()) as identifier,
             _traced(scope, headers),
         ):
             own: list[tuple[bytes, bytes]] = []
@@ -149,6 +149,11 @@ class _Answer:
             own += [default for default in (_NO_STORE, _CSP) if default[0] not in names]
             message["headers"] = [*own, *self._headers, *self._more]
         await self._send(message)
+
+
+def _fresh_id() -> str:
+    """It tells requests apart and protects nothing: no call to the system, as `uuid4` makes one."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def _refuse_early(scope: Scope, headers: dict[bytes, bytes]) -> None:
@@ -218,8 +223,11 @@ def _measure(scope: Scope, answer: _Answer, seconds: float) -> None:
         # The status went out before.
         BROKEN.labels(method, route).inc()
         failed, outcome["broke_off"] = "broke off", True
-    told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
-    tell(told, name=f"{method} {route}", failed=failed)
+    if is_on():
+        told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        tell(told, name=f"{method} {route}", failed=failed)
+    if not logger.isEnabledFor(logging.INFO):
+        return
     caller = scope["state"].get("caller")
     asked = {
         "method": method,

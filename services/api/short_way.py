@@ -11,6 +11,7 @@ from typing import Any, get_origin
 from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.convertors import StringConvertor
 from starlette.routing import BaseRoute, Match
 
 from services.api.access import Requires
@@ -26,7 +27,11 @@ class ShortWay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            slashes = scope["path"].count("/")
             for end in self._ends:
+                # No name in a path holds one: most endpoints are ruled out without a look at their pattern.
+                if end.slashes != slashes:
+                    continue
                 match, found = end.route.matches(scope)
                 if match is Match.FULL:
                     scope.update(found)
@@ -44,6 +49,7 @@ class _End:
         takes = route.dependant
         required = [given.dependency for given in route.dependencies]
         self.route = route
+        self.slashes = route.path.count("/")
         self._required = [each for each in required if isinstance(each, Requires)]
         self._path = takes.path_params
         self._headers = takes.header_params
@@ -55,9 +61,10 @@ class _End:
             or takes.body_params
             or takes.cookie_params
             or self._request_name is None
+            or any(not isinstance(convertor, StringConvertor) for convertor in route.param_convertors.values())
         ):
             raise TypeError(
-                f"{route.path}: there is no short way to it: it takes more than a path, a query and headers"
+                f"{route.path}: there is no short way to it: it takes more than names in a path, a query and headers"
             )
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> bool:
