@@ -184,8 +184,10 @@ class OrderFilter(OrderCriteria):
             f" ORDER BY {key}{self._direction}, id{self._direction} {limit}"
             for part in parts
         ]
-        # PostgreSQL goes through the parts in turn, and begins the second only if the first does not fill the page.
-        statement = selects[0] if len(parts) == 1 else f"({') UNION ALL ('.join(selects)}) {limit}"
+        # UNION ALL promises no order, and a parallel plan of it keeps none.
+        order = f"ORDER BY sort_key IS NULL, sort_key{self._direction}, row_id{self._direction}"
+        union = f"SELECT * FROM (({') UNION ALL ('.join(selects)})) AS page {order} {limit}"  # noqa: S608 - as above
+        statement = selects[0] if len(parts) == 1 else union
         return Query(statement, tuple(parts[0].arguments), self._walks)
 
     @property

@@ -114,7 +114,8 @@ async def test_a_page_far_behind_is_read_from_the_index(pool: asyncpg.Pool, sort
     plan = "\n".join(row[0] for row in await pool.fetch(f"EXPLAIN (COSTS OFF) {query.statement}", *query.arguments, 51))
 
     assert "Index Scan" in plan
-    assert "Sort" not in plan
+    # What the parts bring, a page of each at most, is put together in order; neither is sorted to find its page.
+    assert "Sort" not in plan[max(plan.find("Append"), 0) :]
     assert f"ROW({sort.lstrip('-')}, id)" in plan[plan.index("Index Cond") :].splitlines()[0]
 
 
