@@ -24,11 +24,10 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
 
 class AllegroHttp:
-    """Requests with the headers that every call needs."""
+    """Requests as Allegro takes them, and answers of a size that can be held."""
 
-    def __init__(self, transport: Transport, *, headers: Mapping[str, str]):
+    def __init__(self, transport: Transport):
         self._transport = transport
-        self._headers = headers
 
     async def request(
         self,
@@ -41,10 +40,10 @@ class AllegroHttp:
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Answer:
         """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS, AnswerTooLargeError."""
-        sent = {**self._headers, **(headers or {})}
+        sent = headers or {}
         body = None
         if data is not None:
-            sent["Content-Type"] = _FORM
+            sent = {**sent, "Content-Type": _FORM}
             body = urlencode(data).encode()
         if params:
             url = f"{url}?{urlencode(params)}"
@@ -67,15 +66,15 @@ class AllegroHttp:
 
 def open_http(settings: AllegroSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> AllegroHttp:
     """With the headers that Allegro demands (User-Agent: #13126, Accept: #11109); the caller closes it."""
+    headers = {
+        "User-Agent": settings.allegro_user_agent,
+        "Accept": ACCEPT,
+        "Accept-Language": settings.allegro_accept_language,
+    }
+    if transport is not None:
+        return AllegroHttp(HttpxTransport(transport, headers=headers))
     connect_seconds = min(_CONNECT_TIMEOUT_SECONDS, settings.allegro_timeout_seconds)
-    return AllegroHttp(
-        ReqwestTransport(connect_seconds=connect_seconds) if transport is None else HttpxTransport(transport),
-        headers={
-            "User-Agent": settings.allegro_user_agent,
-            "Accept": ACCEPT,
-            "Accept-Language": settings.allegro_accept_language,
-        },
-    )
+    return AllegroHttp(ReqwestTransport(connect_seconds=connect_seconds, headers=headers))
 
 
 async def exchange(

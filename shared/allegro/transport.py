@@ -38,14 +38,15 @@ class Transport(Protocol):
 
 
 class ReqwestTransport:
-    """A pool of connections; HTTP/1.1, as it was always spoken to Allegro."""
+    """A pool of connections; HTTP/1.1, as it was always spoken to Allegro. `headers` go with every request."""
 
-    def __init__(self, *, connect_seconds: float) -> None:
+    def __init__(self, *, connect_seconds: float, headers: Mapping[str, str]) -> None:
         self._client = (
             ClientBuilder()
             .http1_only()
             .no_proxy()
             .follow_redirects(False)
+            .default_headers(headers)
             .max_connections(_CONNECTIONS)
             .connect_timeout(timedelta(seconds=connect_seconds))
             .pool_idle_timeout(timedelta(seconds=_IDLE_SECONDS))
@@ -67,15 +68,16 @@ class ReqwestTransport:
 
 
 class HttpxTransport:
-    """Any transport of httpx."""
+    """Any transport of httpx; `headers` go with every request."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport, *, headers: Mapping[str, str]) -> None:
         self._transport = transport
+        self._headers = headers
 
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, max_bytes: int
     ) -> Answer:
-        request = httpx.Request(method, url, headers=headers, content=body)
+        request = httpx.Request(method, url, headers={**self._headers, **headers}, content=body)
         answer = await self._transport.handle_async_request(request)
         try:
             received = bytearray()

@@ -22,8 +22,8 @@ def test_the_more_walks_go_on_the_less_each_may_have_under_way(walks: int, under
     assert many >= alone
 
 
-@pytest.mark.parametrize(("walks", "allowed"), [(1, 1000), (4, 250), (100, 200)])
-def test_what_is_under_way_is_shared_but_two_pages_are_always_allowed(walks: int, allowed: int) -> None:
+@pytest.mark.parametrize(("walks", "allowed"), [(1, 1000), (3, 333), (100, 300)])
+def test_what_is_under_way_is_shared_but_three_pages_are_always_allowed(walks: int, allowed: int) -> None:
     headroom = Headroom()
     with ExitStack() as stack:
         for _ in range(walks):
