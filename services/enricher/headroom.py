@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 # About a second of a busy writer's work, and many times what is under way where the writer keeps up.
 _OF_ALL = 1000
-# Three pages: with fewer, ten walks wait for their turn to look while the writer waits for them. At the pace that Allegro
-# allows one seller, a page is stored long before the next one comes.
+# Three pages: with fewer, ten walks wait for their turn to look while the writer waits for them. At the pace that
+# Allegro allows one seller, a page is stored long before the next one comes.
 _OF_ONE = 300
 # How often all walks together look whether they may go on: much more often than the writer stores a page.
 _LOOKS_A_SECOND = 60.0
