@@ -25,6 +25,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -39,6 +40,7 @@ from benchmarks.stack import BenchStack
 from devstack.allegro import Control, SimulatedAllegro
 from devstack.processes import ROOT, run
 from devstack.stack import SERVICES, Stack, without_ours
+from shared.sync_start import begin_sync
 
 Mode = Literal["list", "events"]
 
@@ -46,6 +48,7 @@ _PEERS = Path(__file__).parent / "peers"
 _NO_LIMITS = [word for name in ("client", "events", "list", "detail", "device") for word in (f"--{name}-limit", "0")]
 _LIMITS = ("CLIENT", "EVENTS", "LIST", "DETAIL", "DEVICE")
 _POLL_SECONDS = 0.1
+_NEVER = timedelta(days=10)
 # The API takes the requests and does nothing on the way; it counts nevertheless.
 _OURS = (*SERVICES, "broker")
 _LONGEST_RUN_SECONDS = 1800.0
@@ -218,15 +221,20 @@ class Ours:
         return await self._events()
 
     async def _list(self) -> Result:
-        """Connected by hand: a consent would begin the load of its seller at once, before that of the next."""
+        """First loads, begun as a consent begins them, but of all sellers at once; the journals are left alone, as the
+        others leave them."""
         bench = BenchStack(self._stack)
         async with bench.pool() as pool:
             sellers = await bench.connect_sellers(pool, self._load.sellers)
-            ids = [seller.token_id for seller in sellers]
-            rows = await pool.fetch("SELECT user_id FROM user_tokens WHERE id = ANY($1::bigint[])", ids)
-        orders = await _to_bring(self._control, self._load)
-        requests = [self._post(f"/sync/manual/{row['user_id']}", {"kind": "full"}) for row in rows]
-        return await self._timed(orders, requests)
+            orders = await _to_bring(self._control, self._load)
+
+            async def begin() -> None:
+                async with pool.acquire() as connection, connection.transaction():
+                    for seller in sellers:
+                        await begin_sync(connection, seller.token_id, interval=_NEVER, full_interval=_NEVER)
+                    await connection.execute("UPDATE active_sync_schedules SET status = 'paused'")
+
+            return await self._timed(orders, [begin()])
 
     async def _events(self) -> Result:
         await asyncio.gather(*(self._connect(user) for user in self._users))

@@ -146,10 +146,10 @@ def extend(batch: Batch, records: Sequence[ConsumerRecord], *, dead_letter_topic
 
 def _add(batch: Batch, record: Record) -> None:
     match record:
-        case OrderEvent():
-            batch.events.setdefault((record.token_id, record.event_id), record)
         case OrderObserved():
             _add_observation(batch, record)
+        case OrderEvent():
+            batch.events.setdefault((record.token_id, record.event_id), record)
         case OrderMissing():
             _add_missing(batch, record)
         case OrderFetchFailed():
