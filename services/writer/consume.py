@@ -30,8 +30,11 @@ logger = logging.getLogger(__name__)
 _POLL_TIMEOUT_MS = 200
 # Decoded without a pause: about a millisecond.
 _SLICE_RECORDS = 25
-# From the beginning of a batch to that of the next one, unless that is full.
-_SHORTEST_BATCH_SECONDS = 0.03
+# From the beginning of a batch to that of the next one, unless that is full; longer after one that shows that much is to
+# be stored: several times what Allegro lets one client id have. A batch costs as much for fifty orders as for one.
+_SHORT_BATCH_SECONDS = 0.03
+_LONG_BATCH_SECONDS = 0.1
+_LONG_AFTER_RECORDS = 30
 # What Allegro lets one client id have comes to a tenth of it in the time of a batch: so many are a bulk load.
 _MANY_RECORDS = 100
 # While a batch is being stored, more is taken and decoded this often.
@@ -107,7 +110,8 @@ class Writer:
 
     async def _store_and_commit(self, consumer: AIOKafkaConsumer, gathered: _Gathered) -> None:
         self._free.clear()
-        free_at = time.monotonic() + _SHORTEST_BATCH_SECONDS
+        is_much = len(gathered.records) >= _LONG_AFTER_RECORDS
+        free_at = time.monotonic() + (_LONG_BATCH_SECONDS if is_much else _SHORT_BATCH_SECONDS)
         await self._until_durable(gathered)
         if not self.is_behind:
             self._stored()
