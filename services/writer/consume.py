@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 _POLL_TIMEOUT_MS = 200
 # Decoded without a pause: about a millisecond.
 _SLICE_RECORDS = 25
-# From the beginning of a batch to that of the next one, unless that is full; longer after one that shows that much is to
-# be stored: several times what Allegro lets one client id have. A batch costs as much for fifty orders as for one.
+# From the beginning of a batch to that of the next one, unless that is full; longer after one that shows that much is
+# to be stored: several times what Allegro lets one client id have. A batch costs as much for fifty orders as for one.
 _SHORT_BATCH_SECONDS = 0.03
 _LONG_BATCH_SECONDS = 0.1
 _LONG_AFTER_RECORDS = 30
