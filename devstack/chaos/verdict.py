@@ -17,9 +17,10 @@ MOST_GROWTH_MB = 25.0
 # A process that lived shorter tells nothing about growth, and the first seconds of one are its start.
 _LONG_LIFE_SECONDS = 45
 _START_SECONDS = 10
-# What was lost with the broker is sent out again as soon as its topics are found to be new. A request for a look in a log
-# that had outgrown its reader's position by then is passed over, and made again after two minutes, give or take a tenth
-# (`services/poller/redelivery.py`); half a minute more for groups to form and for the look itself. Measured: 112 s.
+# What was lost with the broker is sent out again as soon as its topics are found to be new. A request for a look in a
+# log that had outgrown its reader's position by then is passed over, and made again after two minutes, give or take a
+# tenth (`services/poller/redelivery.py`); half a minute more for groups to form and for the look itself. Measured:
+# 112 s.
 RECOVERY_LIMIT_SECONDS = 165.0
 
 # Events that the initial load covers need no look of their own. An order that is not stored, or gone, had vanished when
