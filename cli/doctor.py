@@ -1,7 +1,8 @@
 """`orders-backup doctor`: what keeps the product from working, and how to mend it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,19 +15,46 @@ from cli.client import DEFAULT_URL, ApiUrl
 from cli.errors import RefusedError
 from cli.output import AsJson, show_json, show_table
 from migrations.run import current, head
+from services.api.settings import ApiSettings
+from services.enricher.settings import EnricherSettings
+from services.poller.settings import PollerSettings
+from services.writer.settings import WriterSettings
+from shared.allegro.errors import (
+    AllegroUnavailableError,
+    InvalidClientError,
+    RateLimitedError,
+    from_oauth_answer,
+)
 from shared.allegro.http import open_http
+from shared.allegro.oauth import basic_authorization
 from shared.database import close_pool, database_now, open_pool
 from shared.errors import ConfigurationError
 from shared.kafka import partitions_of
 from shared.key_rotation import check_keys
-from shared.settings import AllegroSettings, DatabaseSettings, EncryptionSettings, KafkaSettings, load
+from shared.request_limits import Endpoint
+from shared.settings import (
+    AllegroSettings,
+    DatabaseSettings,
+    EncryptionSettings,
+    KafkaSettings,
+    ServiceSettings,
+    load,
+)
 
 _SECONDS = 10.0
 _CLOCK_TOLERANCE = timedelta(seconds=5)
 
 
+_SERVICES: Mapping[str, type[ServiceSettings]] = {
+    "api": ApiSettings,
+    "poller": PollerSettings,
+    "enricher": EnricherSettings,
+    "writer": WriterSettings,
+}
+
+
 class _Settings(DatabaseSettings, KafkaSettings, AllegroSettings, EncryptionSettings):
-    """Everything that is looked at."""
+    """What the looks beyond the settings need."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +71,13 @@ Look = Callable[[], Awaitable[Finding]]
 
 def doctor(as_json: AsJson = False, api_url: ApiUrl = DEFAULT_URL) -> None:
     """Look at settings, database, topics, keys, clock, Allegro and API; exit code 1 if something is to be mended."""
+    findings = _settings()
     try:
         settings = load(_Settings)
-        findings = asyncio.run(_examine(settings, api_url))
     except ConfigurationError as error:
-        findings = [Finding("settings", str(error), "correct the variables in the environment or .env")]
+        findings.append(Finding("everything else", f"not looked at: {error}", "correct these first"))
+    else:
+        findings += asyncio.run(_examine(settings, api_url))
     wrong = [finding for finding in findings if finding.mend]
     if as_json:
         show_json([asdict(finding) for finding in findings])
@@ -57,12 +87,29 @@ def doctor(as_json: AsJson = False, api_url: ApiUrl = DEFAULT_URL) -> None:
         raise RefusedError(f"{len(wrong)} of {len(findings)} looks found something to mend")
 
 
+def _settings() -> list[Finding]:
+    """What each service says of its settings as it starts; the same of several is said once."""
+    complaints: defaultdict[str, list[str]] = defaultdict(list)
+    for service, settings in _SERVICES.items():
+        try:
+            load(settings)
+        except ConfigurationError as error:
+            complaints[str(error)].append(service)
+    if not complaints:
+        return [Finding("settings", "complete")]
+    return [
+        Finding(f"settings of {', '.join(services)}", said, "correct the variables in the environment or .env")
+        for said, services in complaints.items()
+    ]
+
+
 async def _examine(settings: _Settings, api_url: str) -> list[Finding]:
-    findings = [Finding("settings", "complete")]
+    findings: list[Finding] = []
     async with AsyncExitStack() as stack:
         looks: list[tuple[str, str, Look]] = [
             ("Kafka", "start it, or correct KAFKA_BOOTSTRAP_SERVERS", partial(_topics, settings)),
             ("Allegro", "correct ALLEGRO_API_URL, or open the way to it", partial(_allegro, settings)),
+            ("client id", "correct ALLEGRO_AUTH_URL, or open the way to it", partial(_client_id, settings)),
             ("API", "start `python -m services.api`, or give --api-url", partial(_api, api_url)),
         ]
         url = settings.database_url.get_secret_value()
@@ -110,6 +157,23 @@ async def _allegro(settings: _Settings) -> Finding:
         found = f"{settings.api_url} answers {answer.status} where Allegro asks for a token (401)"
         return Finding("Allegro", found, "correct ALLEGRO_API_URL or ALLEGRO_USER_AGENT, or see what stands between")
     return Finding("Allegro", f"{settings.api_url} answers")
+
+
+async def _client_id(settings: _Settings) -> Finding:
+    """Ask for a refresh with a token that nobody has: whether we are who we say is decided before that."""
+    async with open_http(settings) as http:
+        answer = await http.request(
+            "POST",
+            f"{settings.auth_url}/auth/oauth/token",
+            data={"grant_type": "refresh_token", "refresh_token": "none"},
+            headers={"Authorization": basic_authorization(settings).reveal()},
+        )
+    error = from_oauth_answer(Endpoint.TOKEN.value, answer.status, answer.body, retry_after=answer.retry_after)
+    if isinstance(error, InvalidClientError):
+        return Finding("client id", str(error), "correct ALLEGRO_CLIENT_ID and ALLEGRO_CLIENT_SECRET")
+    if isinstance(error, AllegroUnavailableError | RateLimitedError):
+        return Finding("client id", str(error), "wait, and look again")
+    return Finding("client id", f"{settings.allegro_client_id} is accepted")
 
 
 async def _api(api_url: str) -> Finding:

@@ -37,6 +37,7 @@ __all__ = [
     "InvalidGrantError",
     "SlowDownError",
     "TokenPair",
+    "basic_authorization",
 ]
 
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
@@ -79,7 +80,7 @@ class AllegroOAuth:
         self._url = settings.auth_url
         self._timeout_seconds = min(settings.allegro_timeout_seconds, _LONGEST_TIMEOUT_SECONDS)
         self._client_id = settings.allegro_client_id
-        self._basic = _basic(settings)
+        self._basic = basic_authorization(settings)
         self._limits = limits
 
     async def start_device_flow(self) -> DeviceCode:
@@ -172,7 +173,7 @@ def _end_of(refusal: InvalidGrantError | RequestRejectedError) -> AuthorizationE
     ).at(refusal.endpoint, refusal.status)
 
 
-def _basic(settings: AllegroSettings) -> Secret:
+def basic_authorization(settings: AllegroSettings) -> Secret:
     """How an app proves who it is (RFC 6749, 2.3.1)."""
     pair = f"{settings.allegro_client_id}:{settings.allegro_client_secret.get_secret_value()}"
     return Secret("Basic " + base64.b64encode(pair.encode()).decode())

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class _Allegro(BaseHTTPRequestHandler):
-    """Gives out one device code, and answers nobody without a token."""
+    """Gives out one device code, knows one app and no refresh token, and answers nobody without a token."""
 
     def do_GET(self) -> None:  # the standard library's name
         self.send_response(401)
@@ -32,7 +32,14 @@ class _Allegro(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_POST(self) -> None:  # the standard library's name
-        body = json.dumps(
+        self.rfile.read(int(self.headers.get("content-length", "0")))
+        if self.path == "/auth/oauth/token":
+            known = "Basic " + base64.b64encode(f"client:{a_secret('client')}".encode()).decode()
+            is_known = self.headers.get("authorization") == known
+            self._answer(400 if is_known else 401, {"error": "invalid_grant" if is_known else "invalid_client"})
+            return
+        self._answer(
+            200,
             {
                 "device_code": a_secret("device-code"),
                 "user_code": "abcd1234",
@@ -40,9 +47,12 @@ class _Allegro(BaseHTTPRequestHandler):
                 "verification_uri_complete": "https://allegro.pl/skojarz-aplikacje?code=abcd1234",
                 "expires_in": 3600,
                 "interval": 5,
-            }
-        ).encode()
-        self.send_response(200)
+            },
+        )
+
+    def _answer(self, status: int, document: dict[str, object]) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

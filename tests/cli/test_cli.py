@@ -80,7 +80,17 @@ class TestDoctor:
         findings = json.loads(done.out)
         assert (done.code, [finding for finding in findings if finding["mend"]]) == (0, [])
         assert {finding["what"] for finding in findings} == {
-            *("settings", "PostgreSQL", "Kafka", "Allegro", "API", "migrations", "encryption keys", "clock"),
+            *(
+                "settings",
+                "PostgreSQL",
+                "Kafka",
+                "Allegro",
+                "client id",
+                "API",
+                "migrations",
+                "encryption keys",
+                "clock",
+            ),
         }
 
     def test_what_is_wrong_is_named_with_what_to_do(self, orders_backup: Run) -> None:
@@ -102,6 +112,21 @@ class TestDoctor:
 
         assert done.code == 1
         assert "ALLEGRO_USER_AGENT" in done.out
+
+    def test_a_setting_of_one_service_keeps_no_look_back(self, api: Path, orders_backup: Run) -> None:
+        done = orders_backup("doctor", "--json", API_REQUESTS_PER_MINUTE="many")
+
+        findings = {finding["what"]: finding["found"] for finding in json.loads(done.out)}
+        assert done.code == 1
+        assert "API_REQUESTS_PER_MINUTE" in findings["settings of api"]
+        assert "topics" in findings["Kafka"]
+
+    def test_an_app_that_allegro_does_not_know_is_a_finding(self, api: Path, orders_backup: Run) -> None:
+        done = orders_backup("doctor", "--json", ALLEGRO_CLIENT_SECRET="wrong")
+
+        mends = {finding["what"]: finding["mend"] for finding in json.loads(done.out)}
+        assert done.code == 1
+        assert "ALLEGRO_CLIENT_SECRET" in mends["client id"]
 
 
 def the_qr_code_of(link: str) -> str:
