@@ -25,6 +25,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 # Longer than the API's own deadline.
 _TIMEOUT_SECONDS = 90.0
+# A stream is silent while nothing is found that it should show, and Parquet until there is enough for a row group.
+_STREAM_TIMEOUT = httpx.Timeout(_TIMEOUT_SECONDS, read=900.0)
 _AWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 
 
@@ -98,7 +100,9 @@ class Api(AbstractContextManager["Api"]):
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
         try:
-            with self._http.stream("GET", path, params=_given(params), headers=headers) as answer:
+            with self._http.stream(
+                "GET", path, params=_given(params), headers=headers, timeout=_STREAM_TIMEOUT
+            ) as answer:
                 if not answer.is_success:
                     answer.read()
                 yield _checked(answer).iter_bytes()

@@ -57,9 +57,11 @@ def drop(ids: Ids, as_json: AsJson = False, api_url: ApiUrl = DEFAULT_URL) -> No
 
 def _deal_with(ids: list[int], how: str, *, as_json: bool, api_url: str) -> None:
     done: list[dict[str, Any]] = []
-    with Api(api_url) as api:
-        done.extend(api.post(f"/dead-letters/{identifier}/{how}") for identifier in ids)
-    if as_json:
-        show_json(done)
-    else:
-        show_table(done, _LIST, empty="nothing")
+    try:
+        with Api(api_url) as api:
+            done.extend(api.post(f"/dead-letters/{identifier}/{how}") for identifier in ids)
+    finally:  # one that is refused hides nothing of what was done before it
+        if as_json:
+            show_json(done)
+        else:
+            show_table(done, _LIST, empty="nothing")

@@ -116,7 +116,7 @@ class Connections:
         if settings.is_on_loopback and await keys.is_empty():
             logger.warning(
                 "there is no API key: whoever reaches this port may do everything",
-                extra={"make_one": "orders-backup api-keys create NAME --scope admin"},
+                extra={"make_one": "orders-backup keys create NAME --scope admin"},
             )
         if not settings.is_on_loopback and not await keys.has_usable():
             raise ConfigurationError(

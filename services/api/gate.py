@@ -70,7 +70,7 @@ class Gate:
                 if came_through_a_proxy(headers):
                     raise UnauthenticatedError(
                         "The request came through a proxy, and there is no key yet: make one with"
-                        " `orders-backup api-keys create NAME --scope admin`."
+                        " `orders-backup keys create NAME --scope admin`."
                     )
                 return None
             raise UnauthenticatedError("Send a key of this API: `Authorization: Bearer aob_...`.")

@@ -172,7 +172,7 @@ class TestStart:
             with_key = await client.get("/api/v1/tokens/", headers=sent)
 
         assert (direct.status_code, through.status_code, probe.status_code) == (200, 401, 200)
-        assert "api-keys create" in through.json()["detail"]
+        assert "orders-backup keys create" in through.json()["detail"]
         assert with_key.status_code == 200
 
     async def test_a_start_without_keys_is_warned_of(

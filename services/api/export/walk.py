@@ -111,7 +111,9 @@ class Export:
             self._held = 0
 
     def _documents_bytes(self, rows: Rows) -> int:
-        return sum(len(row["order_data"]) for row in rows) if "order_data" in self._form.columns else 0
+        if "order_data" not in self._form.columns:
+            return 0
+        return sum(len(row["order_data"]) + len(row["order_raw"] or b"") for row in rows)
 
     async def _chunks(self) -> AsyncGenerator[_Chunk, None]:
         """It runs ahead of `_position`, so it keeps its own place."""
