@@ -102,7 +102,7 @@ class Reconciliation(BaseModel):
     window_to: datetime | None
     started_at: datetime
     completed_at: datetime | None = Field(description="null: it goes on, and may find more")
-    orders_compared: int
+    orders_compared: int = Field(description="orders that the listing showed; looks at others come on top")
     requests: int = Field(description="pages that were asked for")
     findings: Findings
     causes: Causes
