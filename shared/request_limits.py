@@ -126,8 +126,8 @@ class RequestLimits:
         else:
             async with self._turns.turn((token_id, endpoint), pace):
                 await self._take(endpoint, traffic)
-        metrics.limit_wait_seconds.labels(endpoint.value).observe(time.monotonic() - started)
-        metrics.permits.labels(traffic).inc()
+        metrics.limit_wait(endpoint.value).observe(time.monotonic() - started)
+        metrics.permit_count(traffic).inc()
 
     async def _take(self, endpoint: Endpoint, traffic: Traffic) -> None:
         if endpoint is Endpoint.DEVICE:

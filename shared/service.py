@@ -26,6 +26,8 @@ from shared.settings import ServiceSettings, load
 logger = logging.getLogger(__name__)
 
 _EXIT_CONFIGURATION = 2
+# Python looks for cycles after 700 new objects; a batch in hand has many times as many, none of them in a cycle.
+_GC_THRESHOLDS = (20_000, 10, 10)
 _FIRST_BACKOFF_SECONDS = 0.5
 # Longer than clients and proxies keep a connection: whoever closes first must not be us, just as a request comes.
 _KEPT_SECONDS = 75
@@ -257,6 +259,7 @@ def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settin
     # What is loaded by now stays: the collector need not walk through it again and again, with everybody waiting.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
     address_taken: SystemExit | None = None
     try:
         with suppress(asyncio.CancelledError):  # asked to end before the start was complete

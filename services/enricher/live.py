@@ -123,10 +123,8 @@ class LiveHandler:
 
         async def fetch() -> None:
             for request in waiting:
-                with tallied() as tally:
-                    result = await self._single(token_id, request, origins[request.order_id])
-                cost = tally.requests + spent.get(request.order_id, 0)
-                await results.put(result.model_copy(update={"requests": cost}))
+                order_id = request.order_id
+                await results.put(await self._single(token_id, request, origins[order_id], spent.get(order_id, 0)))
 
         async def publish() -> None:
             published = 0
@@ -173,31 +171,39 @@ class LiveHandler:
         except (TransientError, PermanentError, ReauthorizationRequiredError):
             return None
 
-    async def _single(self, token_id: int, wanted: Wanted, origins: Sequence[ConsumerRecord]) -> _Look:
-        """One look; a failure is a result as well, since what becomes of it is written by the writer."""
+    async def _single(self, token_id: int, wanted: Wanted, origins: Sequence[ConsumerRecord], spent: int) -> _Look:
+        """One look, which cost what was `spent` before and its own requests; a failure is a result as well, since what
+        becomes of it is written by the writer."""
         started_at = self._clock.now()
-        try:
-            fetched = await self._allegro.order(token_id, wanted.order_id, traffic="live")
-        except AllegroOutageError:
-            raise  # nobody was asked: not an attempt. The records wait, and with them whatever comes behind.
-        except OrderNotFoundError as error:
-            # An order that we never had leaves no other trace than its event and this.
-            logger.warning(
-                "Allegro has no such order",
-                extra={"token_id": token_id, "order_id": wanted.order_id, "error": str(error)},
-            )
-            observed_at = error.requested_at or started_at
-            return OrderMissing(token_id=token_id, order_id=wanted.order_id, observed_at=observed_at, reason=str(error))
-        except (ReauthorizationRequiredError, AccessDeniedError) as error:
-            return _failed(token_id, wanted, error, RETRY_WITHOUT_ACCESS)
-        except TransientError as error:
-            delay = retry_delay(wanted.attempts + 1, jitter=random.random())  # noqa: S311 - spreads load, hides nothing
-            return _failed(token_id, wanted, error, max(delay, error.retry_after or delay))
-        except PermanentError as error:
-            for raw in origins:
-                await self._publisher.dead_letter(raw, error, attempts=wanted.attempts + 1)
-            return _failed(token_id, wanted, error, None)
-        return _observed(token_id, fetched.order, fetched.requested_at, "detail", wanted)
+        with tallied() as tally:
+            try:
+                fetched = await self._allegro.order(token_id, wanted.order_id, traffic="live")
+            except AllegroOutageError:
+                raise  # nobody was asked: not an attempt. The records wait, and with them whatever comes behind.
+            except OrderNotFoundError as error:
+                # An order that we never had leaves no other trace than its event and this.
+                logger.warning(
+                    "Allegro has no such order",
+                    extra={"token_id": token_id, "order_id": wanted.order_id, "error": str(error)},
+                )
+                return OrderMissing(
+                    token_id=token_id,
+                    order_id=wanted.order_id,
+                    observed_at=error.requested_at or started_at,
+                    reason=str(error),
+                    requests=spent + tally.requests,
+                )
+            except (ReauthorizationRequiredError, AccessDeniedError) as error:
+                return _failed(token_id, wanted, error, RETRY_WITHOUT_ACCESS, spent + tally.requests)
+            except TransientError as error:
+                delay = retry_delay(wanted.attempts + 1, jitter=random.random())  # noqa: S311 - spreads load
+                wait = max(delay, error.retry_after or delay)
+                return _failed(token_id, wanted, error, wait, spent + tally.requests)
+            except PermanentError as error:
+                for raw in origins:
+                    await self._publisher.dead_letter(raw, error, attempts=wanted.attempts + 1)
+                return _failed(token_id, wanted, error, None, spent + tally.requests)
+        return _observed(token_id, fetched.order, fetched.requested_at, "detail", wanted, spent + tally.requests)
 
     async def _publish(self, results: Iterable[Record]) -> None:
         published = list(results)
@@ -238,7 +244,7 @@ def _observed(
     observed_at: datetime,
     by: Literal["detail", "list"],
     wanted: Wanted,
-    requests: int = 0,
+    requests: int,
 ) -> OrderObserved:
     return OrderObserved(
         token_id=token_id,
@@ -251,7 +257,9 @@ def _observed(
     )
 
 
-def _failed(token_id: int, wanted: Wanted, error: Exception, retry_after: timedelta | None) -> OrderFetchFailed:
+def _failed(
+    token_id: int, wanted: Wanted, error: Exception, retry_after: timedelta | None, requests: int
+) -> OrderFetchFailed:
     return OrderFetchFailed(
         token_id=token_id,
         order_id=wanted.order_id,
@@ -259,4 +267,5 @@ def _failed(token_id: int, wanted: Wanted, error: Exception, retry_after: timede
         attempts=wanted.attempts + 1,
         retry_after_seconds=None if retry_after is None else retry_after.total_seconds(),
         error=f"{type(error).__name__}: {error}",
+        requests=requests,
     )

@@ -103,16 +103,16 @@ async def _exchange(
         async with asyncio.timeout(timeout_seconds):
             answer = await http.request(method, url, **arguments)
     except TIMEOUTS:
-        metrics.requests.labels(endpoint.value, "timeout").inc()
+        metrics.request_count(endpoint.value, "timeout").inc()
         raise AllegroTimeoutError(f"no answer within {timeout_seconds:g} s").at(endpoint.value) from None
     except AnswerTooLargeError as error:
-        metrics.requests.labels(endpoint.value, "too_large").inc()
+        metrics.request_count(endpoint.value, "too_large").inc()
         raise error.at(endpoint.value, httpx.codes.OK) from None
     except TRANSPORT_ERRORS as error:
-        metrics.requests.labels(endpoint.value, "connection").inc()
+        metrics.request_count(endpoint.value, "connection").inc()
         raise AllegroUnavailableError(f"no answer: {type(error).__name__}").at(endpoint.value) from None
-    metrics.request_seconds.labels(endpoint.value).observe(time.perf_counter() - started)
-    metrics.requests.labels(endpoint.value, outcome_of(answer.status)).inc()
+    metrics.request_time(endpoint.value).observe(time.perf_counter() - started)
+    metrics.request_count(endpoint.value, outcome_of(answer.status)).inc()
     return answer
 
 

@@ -1,5 +1,7 @@
 """What calls to Allegro tell Prometheus; labels come from small closed sets."""
 
+from functools import cache
+
 from prometheus_client import Counter, Gauge, Histogram
 
 requests = Counter(
@@ -40,3 +42,24 @@ remaining = Gauge(
     "orders_backup_allegro_remaining_requests",
     "The last X-RateLimit-Remaining, where Allegro sends it (it seldom does).",
 )
+
+
+@cache
+def request_count(endpoint: str, outcome: str) -> Counter:
+    """Of these labels; remembered, since finding it costs more than counting, and every request counts."""
+    return requests.labels(endpoint, outcome)
+
+
+@cache
+def request_time(endpoint: str) -> Histogram:
+    return request_seconds.labels(endpoint)
+
+
+@cache
+def limit_wait(endpoint: str) -> Histogram:
+    return limit_wait_seconds.labels(endpoint)
+
+
+@cache
+def permit_count(traffic: str) -> Counter:
+    return permits.labels(traffic)
