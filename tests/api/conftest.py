@@ -1,5 +1,6 @@
 """The API as its clients meet it: over HTTP, on a real PostgreSQL and a real broker; only Allegro is a transport."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable
 
@@ -68,7 +69,15 @@ async def api(settings: ApiSettings, allegro: Allegro, watch: Watch) -> AsyncIte
             event_hooks={"response": [watch.look_at_answer]},
         ) as client,
     ):
+        await until_ready(client)
         yield client
+
+
+async def until_ready(client: httpx.AsyncClient) -> None:
+    """A service starts without PostgreSQL, and answers 503 until it has it: on a busy machine that takes a while."""
+    async with asyncio.timeout(60):
+        while not (await client.get("/readyz")).is_success:  # noqa: ASYNC110 - the API is asked as a client would
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

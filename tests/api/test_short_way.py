@@ -18,7 +18,7 @@ from services.api.short_way import ShortWay
 from services.writer.batch import collect
 from services.writer.store import Store
 from shared.api_keys import AccessScope
-from tests.api.conftest import Allegro
+from tests.api.conftest import Allegro, until_ready
 from tests.api.two_sellers import a_key
 from tests.builders import AN_ORDER, NOON, a_token, an_observation, consumed
 
@@ -54,13 +54,15 @@ async def framework(settings: ApiSettings) -> AsyncIterator[httpx.AsyncClient]:
     app.user_middleware = [each for each in app.user_middleware if each.cls is not ShortWay]  # type: ignore[comparison-overlap]
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
-        yield await stack.enter_async_context(
+        client = await stack.enter_async_context(
             httpx.AsyncClient(
                 transport=httpx.ASGITransport(app, raise_app_exceptions=False),
                 base_url="http://127.0.0.1",
                 follow_redirects=True,
             )
         )
+        await until_ready(client)
+        yield client
 
 
 async def some_orders(pool: asyncpg.Pool) -> None:
