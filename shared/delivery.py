@@ -227,7 +227,7 @@ async def lags_of(consumer: AIOKafkaConsumer) -> dict[str, int]:
     return lags
 
 
-async def begin_again_where_lost(consumer: AIOKafkaConsumer) -> None:
+async def _begin_again_where_lost(consumer: AIOKafkaConsumer) -> None:
     """Go back to the beginning of each log that ends before our position: it is another one, Kafka has lost ours.
 
     Apache Kafka says so itself (`auto_offset_reset`); the embedded broker answers with nothing, for ever. Raises
@@ -247,7 +247,7 @@ async def _watch(consumer: AIOKafkaConsumer, and_then: Callable[[], None]) -> No
     while True:
         await asyncio.sleep(_LAG_SECONDS)
         try:
-            await begin_again_where_lost(consumer)
+            await _begin_again_where_lost(consumer)
             for topic, lag in (await lags_of(consumer)).items():
                 LAG.labels(topic).set(lag)
         except (IllegalStateError, KafkaError) as error:

@@ -54,12 +54,17 @@ RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.at
 """
 
 
-# They never left: Kafka is away, or its topics are.
+# They never left: Kafka is away, or its topics are. Rows are locked in the order in which the writer locks them.
 # language=sql
 _STILL_DUE = """
+WITH kept AS (
+    SELECT p.user_token_id, p.allegro_order_id FROM pending_fetches p
+      JOIN unnest($1::bigint[], $2::text[]) AS f (user_token_id, order_id)
+           ON p.user_token_id = f.user_token_id AND p.allegro_order_id = f.order_id
+     ORDER BY p.user_token_id, p.allegro_order_id FOR UPDATE OF p
+)
 UPDATE pending_fetches p SET next_attempt_at = now()
-  FROM unnest($1::bigint[], $2::text[]) AS f (user_token_id, order_id)
- WHERE p.user_token_id = f.user_token_id AND p.allegro_order_id = f.order_id
+  FROM kept WHERE p.user_token_id = kept.user_token_id AND p.allegro_order_id = kept.allegro_order_id
 """
 
 # The writer ends these runs as it stores what they wait for. Two writers that overlap while partitions move, or a

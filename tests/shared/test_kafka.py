@@ -9,7 +9,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from shared.delivery import begin_again_where_lost, lags_of, open_consumer
+from shared.delivery import lags_of, open_consumer, watched
 from shared.errors import ConfigurationError
 from shared.kafka import (
     PublishFailedError,
@@ -143,8 +143,11 @@ async def test_a_consumer_says_how_many_records_stand_in_front_of_it(kafka_boots
     assert some == {topic: 3}
 
 
-async def test_a_consumer_whose_log_was_lost_begins_again(kafka_bootstrap: str, fresh_topics: str) -> None:
+async def test_a_consumer_whose_log_was_lost_begins_again(
+    kafka_bootstrap: str, fresh_topics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its group stands at 100, and what Kafka has ends at 5: the embedded broker gives nothing and says nothing."""
+    monkeypatch.setattr("shared.delivery._LAG_SECONDS", 0.2)
     where = KafkaSettings(
         kafka_bootstrap_servers=(kafka_bootstrap,), kafka_topic_prefix=fresh_topics, kafka_session_timeout_seconds=6
     )
@@ -159,10 +162,9 @@ async def test_a_consumer_whose_log_was_lost_begins_again(kafka_bootstrap: str, 
             await before.commit(dict.fromkeys(before.assignment(), 100))
         consumer = one()
         consumer.subscribe([topic])
-        async with consumer:
+        async with consumer, watched(consumer):
             while len(found) < 5:
                 for records in (await consumer.getmany(timeout_ms=500)).values():
                     found += [record.value for record in records]
-                await begin_again_where_lost(consumer)
 
     assert found == [b"0", b"1", b"2", b"3", b"4"]
