@@ -71,6 +71,18 @@ def fetches(token_id: int, orders: Iterable[Order], now: datetime) -> list[Order
     return [OrderFetch(token_id=token_id, order_id=order.order_id, wanted_after=now) for order in orders]
 
 
+async def owe(pool: asyncpg.Pool, records: Iterable[OrderFetch]) -> None:
+    """Have exactly these looks owed: what finds no room in an enricher is read from there. Nobody sends them again."""
+    later = await database_now(pool) + timedelta(days=1)
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM pending_fetches")
+        await connection.copy_records_to_table(
+            "pending_fetches",
+            columns=("user_token_id", "allegro_order_id", "wanted_after", "next_attempt_at"),
+            records=[(record.token_id, record.order_id, record.wanted_after, later) for record in records],
+        )
+
+
 def bursts_of(token_id: int, orders: Iterable[Order], now: datetime, *, dated: bool = False) -> Iterator[OrderEvent]:
     """Several new events of each order, as the journal has them: one after the other.
 

@@ -15,19 +15,19 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 import asyncpg
 import uvloop
 
-from benchmarks.backlog import EVENTS_PER_ORDER, Shelf, bursts_of, fetches, publish_interleaved
+from benchmarks.backlog import EVENTS_PER_ORDER, Shelf, bursts_of, fetches, owe, publish_interleaved
 from benchmarks.report import Measure, report
 from benchmarks.stack import BenchStack, Replica, Seller, bench_stack, say
 from devstack.allegro import Control
 from shared.database import database_now
-from shared.messages import OrderEvent, OrderFetch
 
 # Allegro's, for a minute of 60 s.
 _CLIENT_LIMIT = 9000
@@ -143,16 +143,19 @@ async def _measure(
 
 def _run(stack: BenchStack, plan: Plan, shelf: Shelf, sellers: int, replicas: int, *, bursts: bool = False) -> Use:
     environment = stack.fresh_topics()
-    make = bursts_of if bursts else fetches
+    orders = {seller.token_id: shelf.orders(seller, plan.backlog(sellers)) for seller in shelf.sellers[:sellers]}
 
     async def publish() -> datetime:
         async with stack.pool() as pool:
             now = await database_now(pool)
-        chosen = shelf.sellers[:sellers]
-        backlog: list[Iterable[OrderFetch | OrderEvent]] = [
-            make(seller.token_id, shelf.orders(seller, plan.backlog(sellers)), now) for seller in chosen
-        ]
-        await publish_interleaved(stack, environment, backlog)
+            if bursts:
+                await owe(pool, ())
+                events = [bursts_of(token_id, each, now) for token_id, each in orders.items()]
+                await publish_interleaved(stack, environment, events)
+            else:
+                looks = [fetches(token_id, each, now) for token_id, each in orders.items()]
+                await owe(pool, chain.from_iterable(looks))
+                await publish_interleaved(stack, environment, looks)
         return now
 
     began = time.monotonic()

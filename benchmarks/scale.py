@@ -25,7 +25,7 @@ import asyncpg
 import psutil
 import uvloop
 
-from benchmarks.backlog import EVENTS_PER_ORDER, Shelf, bursts_of, fetches, observed, publish_interleaved
+from benchmarks.backlog import EVENTS_PER_ORDER, Shelf, bursts_of, fetches, observed, owe, publish_interleaved
 from benchmarks.many_tokens import INTERVAL_SECONDS, Round, look_into, simulated_sellers
 from benchmarks.report import Measure, report
 from benchmarks.stack import NO_LIMITS, BenchStack, Replica, bench_stack, say
@@ -125,6 +125,7 @@ async def _work_off(stack: BenchStack, shelf: Shelf, turn: int, each: int, repli
             fetches(seller.token_id, shelf.orders(seller, (turn + 1) * each)[turn * each :], now)
             for seller in shelf.sellers
         ]
+        await owe(pool, chain.from_iterable(backlog))
         await publish_interleaved(stack, environment, backlog)
         before, count = await pool.fetchval("SELECT count(*) FROM orders"), each * len(shelf.sellers)
         with stack.services(environment, writer=replicas, enricher=replicas) as services:

@@ -201,7 +201,11 @@ class Injector:
         await self._note_loss(injected, before)
 
     async def _before_a_loss(self) -> Firsts:
-        """Look through the records while they are there, and note with which each partition begins."""
+        """Look through the records while they are there, and note with which each partition begins.
+
+        After another loss it takes moments until there is something to lose again.
+        """
+        await self._until_records()
         broker = self._stack.broker.bootstrap_servers
         try:
             async with asyncio.timeout(_SCAN_SECONDS):
@@ -209,6 +213,16 @@ class Injector:
         except (TimeoutError, KafkaError) as error:
             self.looked_through.broken_off.append(repr(error))
         return await self._first_records()
+
+    async def _until_records(self) -> None:
+        deadline = time.monotonic() + _AGAIN_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if await self._first_records():
+                    return
+            except KafkaError:  # a broker that has just been started
+                pass
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _first_records(self) -> Firsts:
         async with asyncio.timeout(_GROUP_EMPTY_SECONDS):

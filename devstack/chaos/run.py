@@ -41,6 +41,8 @@ _TASK_SECONDS = 15.0
 _SHOWN = 20
 _QUIET_SECONDS = 15.0
 _LIST_LAG_SECONDS = 5.0
+# Between two steps of an order: so long that some are stored before they are merged with others.
+_STEP_SECONDS = 2.0
 _TIMEOUT_SECONDS = 5.0
 # Bodies that PostgreSQL or ordinary readers stumble over, and that are nevertheless orders. They stay: they are data.
 _TOXIC = {"toxic": {"rate": 0.02, "kinds": ["nul", "duplicate_keys", "huge_number", "big"], "amount": 200_000}}
@@ -236,7 +238,9 @@ class Chaos:
             await asyncio.gather(*(self._connect(api, user) for user in self._options.listed))
         seconds = self._options.minutes * 60
         await self._control.set_faults(self._options.faults)
-        await self._control.start_live(round(seconds * self._options.live_rate), self._options.live_rate)
+        await self._control.start_live(
+            round(seconds * self._options.live_rate), self._options.live_rate, step_seconds=_STEP_SECONDS
+        )
         injector = Injector(
             self._stack, self._control, list(self._sellers), self._options.faults, self._scanner, self._say
         )

@@ -292,7 +292,7 @@ def test_too_much_memory_is_a_complaint_and_so_is_growth() -> None:
 
     assert verdict.too_much_memory([steady]) == []
     assert verdict.too_much_memory([steady, large]) == [f"poller had {verdict.MOST_MEMORY_MB + 1:.0f} MB"]
-    assert verdict.too_much_memory([growing]) == ["api grew by 34 MB in 60 s"]
+    assert verdict.too_much_memory([growing]) == ["api grew by 27 MB in 60 s"]
     assert verdict.too_much_memory([Life("api", [50.0])]) == ["no process lived long enough to tell whether it grows"]
 
 
