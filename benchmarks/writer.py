@@ -5,8 +5,11 @@ already. The reference is one `COPY` of the same rows into a copy of the same ta
 no broker, no decoding, no idempotence, nothing that could be asked for twice. Then the same orders again (nothing to
 write), and the same orders changed.
 
-Whether the cost of an order grows with the table is asked in turns: a few thousand new orders into the large table,
-as many into one of 10,000 rows that is new each time and so stays small.
+Whether the cost of an order grows with the table is asked in turns: some thousand new orders into the large table, as
+many into one of 10,000 rows that is new each time and so stays small. Behind a checkpoint PostgreSQL writes every page
+that it touches to its log once more, as a whole: in a large table almost every order touches pages that nobody has
+touched yet, in a small one hardly any. So there is one checkpoint before the first turn and none is forced between
+them, and all turns together count: they come to what fits between two checkpoints (`max_wal_size`).
 
 The clock runs from the first committed batch to the last, so that starting Python and joining the consumer group is
 not part of it; in the short turns it is PostgreSQL's own times of the commits.
@@ -25,7 +28,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from statistics import median
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -64,6 +66,22 @@ class Size:
     small_rows: int
     turns: int
     turn_orders: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Orders that were committed, and how long that took."""
+
+    orders: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Speed") -> "Speed":
+        return Speed(self.orders + other.orders, self.seconds + other.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Orders a second."""
+        return self.orders / self.seconds
 
 
 def _token_of(number: int) -> int:
@@ -123,6 +141,10 @@ class Bench:
         finally:
             await connection.close()
 
+    async def checkpoint(self) -> None:
+        """What was written before does not count for what comes."""
+        await self._administer("CHECKPOINT")
+
     async def drain(self, database: str, orders: Sequence[RawJson], looked_at: datetime, effect: str) -> float:
         """Orders a second of the writer, from its first committed batch to its last."""
         self._stack.broker.restart()
@@ -131,7 +153,6 @@ class Bench:
         environment["WRITER_HTTP_PORT"] = str(port)
         run([sys.executable, "-m", "cli", "setup"], env=environment)
         await self._publish(environment, orders, looked_at)
-        await self._administer("CHECKPOINT")
         child = Child(
             "writer",
             [sys.executable, "-m", "services.writer"],
@@ -145,8 +166,8 @@ class Bench:
         finally:
             child.stop()
 
-    async def committed_rate(self, database: str, looked_at: datetime) -> float:
-        """Orders a second of one drain that added orders, by the commits of its batches."""
+    async def committed(self, database: str, looked_at: datetime) -> Speed:
+        """Of one drain that added orders, by the commits of its batches."""
         connection = await asyncpg.connect(database)
         try:
             first, *others = await connection.fetch(_COMMITS, looked_at, timeout=600)
@@ -155,8 +176,7 @@ class Bench:
         if not others:
             raise RuntimeError("all orders were committed at once: nothing to measure")
         orders: int = sum(commit["orders"] for commit in others)
-        seconds: float = (others[-1]["at"] - first["at"]).total_seconds()
-        return orders / seconds
+        return Speed(orders, (others[-1]["at"] - first["at"]).total_seconds())
 
     async def _publish(self, environment: Mapping[str, str], orders: Sequence[RawJson], looked_at: datetime) -> None:
         settings = KafkaSettings(kafka_bootstrap_servers=(environment["KAFKA_BOOTSTRAP_SERVERS"],))
@@ -216,10 +236,13 @@ async def _measure(bench: Bench, size: Size) -> list[Measure]:
     await bench.drop("copied")
     _say(f"COPY: {copied:.0f} rows/s")
     large = await bench.copy_of("large", "written")
+    await bench.checkpoint()
     added = await bench.drain(large, orders, _LOOKED_AT, "added")
     _say(f"writer, new orders: {added:.0f}/s")
+    await bench.checkpoint()
     repeated = await bench.drain(large, orders, _LOOKED_AT + timedelta(hours=1), "unchanged")
     _say(f"writer, nothing new: {repeated:.0f}/s")
+    await bench.checkpoint()
     updated = await bench.drain(large, changed, _LOOKED_AT + timedelta(hours=2), "updated")
     _say(f"writer, changed orders: {updated:.0f}/s")
     large_rate, small_rate = await _in_turns(bench, size, large)
@@ -238,20 +261,20 @@ async def _measure(bench: Bench, size: Size) -> list[Measure]:
 
 
 async def _in_turns(bench: Bench, size: Size, large: str) -> tuple[float, float]:
-    """Orders a second into the large table and into the small one: the medians of turns."""
-    large_rates: list[float] = []
-    small_rates: list[float] = []
+    """Orders a second into the large table and into the small one, of all turns together."""
+    # Each copy forces a checkpoint: all of them before the first turn.
+    small = [await bench.copy_of("small", f"written_small_{turn}") for turn in range(size.turns)]
+    await bench.checkpoint()
+    speeds: dict[int, list[Speed]] = {size.rows: [], size.small_rows: []}
     for turn in range(size.turns):
         orders = list(order_bodies(size.turn_orders, seller=3 + turn))
         looked_at = _LOOKED_AT + timedelta(days=1 + turn)
-        small = await bench.copy_of("small", "written_small")
-        for database, rates in ((large, large_rates), (small, small_rates)):
+        for rows, database in ((size.rows, large), (size.small_rows, small[turn])):
             await bench.drain(database, orders, looked_at, "added")
-            rates.append(await bench.committed_rate(database, looked_at))
-        await bench.drop("written_small")
-    for rows, rates in ((size.rows, large_rates), (size.small_rows, small_rates)):
-        _say(f"writer, new orders into {rows} rows: {', '.join(f'{rate:.0f}' for rate in rates)} orders/s")
-    return median(large_rates), median(small_rates)
+            speeds[rows].append(await bench.committed(database, looked_at))
+    for rows, each in speeds.items():
+        _say(f"writer, new orders into {rows} rows: {', '.join(f'{speed.rate:.0f}' for speed in each)} orders/s")
+    return sum(speeds[size.rows], Speed()).rate, sum(speeds[size.small_rows], Speed()).rate
 
 
 def _say(text: str) -> None:
@@ -282,8 +305,8 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=100_000, help="orders in the topic")
     parser.add_argument("--rows", type=int, default=1_000_000, help="orders in the table before")
     parser.add_argument("--small-rows", type=int, default=10_000, help="orders in the small table before")
-    parser.add_argument("--turns", type=int, default=5, help="to compare the large table with the small one")
-    parser.add_argument("--turn-orders", type=int, default=5000, help="orders of each of them")
+    parser.add_argument("--turns", type=int, default=3, help="to compare the large table with the small one")
+    parser.add_argument("--turn-orders", type=int, default=40_000, help="orders of each of them")
     size = Size(**vars(parser.parse_args()))
     with tempfile.TemporaryDirectory() as folder, _stack(Path(folder)) as stack:
         measures = uvloop.run(_measure(Bench(stack, size), size))

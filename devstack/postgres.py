@@ -172,7 +172,7 @@ class Postgres:
             "port": str(self.port),
             "unix_socket_directories": "",
             "max_connections": "200",
-            "shared_buffers": "128MB",
+            "shared_buffers": "512MB",
             "timezone": "UTC",
             "log_timezone": "UTC",
             "log_min_duration_statement": "2s",
