@@ -19,10 +19,12 @@ OutgoingRecord = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | N
 """Key, value, headers; not both of key and value are null."""
 
 # How long records are gathered before they go out: what matters is when little comes that it goes soon, and when much
-# comes that there are few requests, of ours and of those who read.
+# comes that there are few requests, of ours and of those who read. Much is twice what Allegro lets one client id have by
+# single fetches, 150 a second, and for some time: a seller's few events at once are none of it.
 _SHORT_LINGER_SECONDS = 0.01
 _LONG_LINGER_SECONDS = 0.04
-_MANY_RECORDS = 10
+_MANY_RECORDS = 200
+_HALF_LIFE_SECONDS = 0.5
 _KNOWN_KEYS = 20_000
 _partitioner = DefaultPartitioner()
 
@@ -71,7 +73,9 @@ class Batches:
 
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
-        self._linger_seconds = _SHORT_LINGER_SECONDS
+        self._recent = 0.0
+        """Records that went out lately, each counting half as much after every half-life."""
+        self._departed_at = 0.0
         self._gathered = 0
         self._filling: dict[tuple[str, int], Batch] = {}
         self._full: list[tuple[tuple[str, int], Batch]] = []
@@ -90,7 +94,8 @@ class Batches:
             acknowledgements.add(self._put(topic, partitions, *record))
             self._gathered += 1
         if self._departure is None:
-            self._departure = asyncio.get_running_loop().call_later(self._linger_seconds, self._depart)
+            linger = _LONG_LINGER_SECONDS if self._recent >= _MANY_RECORDS else _SHORT_LINGER_SECONDS
+            self._departure = asyncio.get_running_loop().call_later(linger, self._depart)
         return acknowledgements
 
     def _put(
@@ -112,7 +117,9 @@ class Batches:
 
     def _depart(self) -> None:
         self._departure = None
-        self._linger_seconds = _LONG_LINGER_SECONDS if self._gathered >= _MANY_RECORDS else _SHORT_LINGER_SECONDS
+        now = asyncio.get_running_loop().time()
+        self._recent = self._recent * 0.5 ** ((now - self._departed_at) / _HALF_LIFE_SECONDS) + self._gathered
+        self._departed_at = now
         self._gathered = 0
         leaving = [*self._full, *self._filling.items()]
         self._full.clear()

@@ -37,6 +37,9 @@ _READINGS_AT_A_TIME = 16
 _DEVICES_AT_A_TIME = 32
 _REFRESHES_AT_A_TIME = 16
 _LOGINS_AT_A_TIME = 4
+# Schedules fall due all the time. Looked for once a second, all of that second would be read at once, and everybody
+# behind it would have a queue.
+_LONGEST_JOURNAL_TICK_SECONDS = 0.2
 _SETTLED_RUNS_SECONDS = 30.0
 _FULL_RUNS_SECONDS = 15.0
 _STANDSTILL_SECONDS = 15.0
@@ -106,7 +109,8 @@ def build_app(settings: PollerSettings, *, transport: httpx.AsyncBaseTransport |
             channels = ("orders_backup_schedules", "orders_backup_tasks", "orders_backup_devices")
             wakes = {channel: asyncio.Event() for channel in channels}
             loops.run_every("topics", _TOPICS_SECONDS, partial(ensure_topics, settings))
-            loops.run_every("journal", tick, journal.turn, wake=wakes["orders_backup_schedules"])
+            journal_tick = min(tick, _LONGEST_JOURNAL_TICK_SECONDS)
+            loops.run_every("journal", journal_tick, journal.turn, wake=wakes["orders_backup_schedules"])
             loops.run_every("tasks", tick, tasks.turn, wake=wakes["orders_backup_tasks"])
             loops.run_every("devices", tick, devices.turn, wake=wakes["orders_backup_devices"])
             loops.run_every("refresh", tick, refresher.turn)
