@@ -3,6 +3,8 @@
 One seller has 100,000 orders loaded; meanwhile others sell. Each of their new orders has to be in PostgreSQL within the
 interval between two looks into a journal and 2 s, counted from the moment when the event became visible (promise P4).
 
+Allegro's answers to the load are as bad as they get: pages that repeat and skip orders, totals that lie, failures.
+
 The limits' minute is shortened to a quarter, and holds as many list pages as Allegro's does: the load is four
 times as fast as it could be in production. The client id's limit holds as much less: 150 requests a second.
 """
@@ -28,6 +30,14 @@ _CLIENT_LIMIT = 2250
 _MORE_SECONDS = 2.0
 _LONGEST_LOAD_SECONDS = 900.0
 _HISTORY_DAYS = 360
+_FAULTS = {
+    "list_repeat": 0.1,
+    "list_skip": 0.05,
+    "total_count_lies": 0.1,
+    "http_5xx": 0.02,
+    "cut_connection": 0.01,
+    "malformed_json": 0.01,
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,9 @@ async def _measure(stack: BenchStack, plan: Plan) -> Outcome:
     async with stack.pool() as pool, stack.control() as control:
         await note_looks(pool)
         loading, *others = await stack.connect_sellers(pool, plan.sellers + 1)
+        await control.set_faults(
+            {name: {"rate": rate, "sellers": [loading.seller_id]} for name, rate in _FAULTS.items()}
+        )
         with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
             spread = timedelta(seconds=plan.interval)
             await give_schedules(pool, others, interval_seconds=plan.interval, spread=spread)

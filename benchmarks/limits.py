@@ -2,9 +2,10 @@
 
 Enrichers work off a backlog of single fetches against a simulated Allegro that refuses what exceeds its limits: 9,000
 requests a minute for the client id, 1,000 for one seller. With 1, 2 and 4 enrichers and with 1, 10 and 500 sellers,
-at least 95 % of what is allowed has to be used and nothing refused. Then the same allowance with five events for each
-order: different orders that are committed in a minute, against the best that a client can do that fetches once for
-each event. That client is not run: it is taken to use every request it is allowed, which nobody does. The events
+at least 95 % of what is allowed has to be used and nothing refused, though one answer in fifty is a failure, or none.
+Then the same allowance with five events for each order: different orders that are committed in a minute, against the
+best that a client can do that fetches once for each event. That client is not run: it is taken to use every request it
+is allowed, which nobody does, and to get an answer to each, so there are no failures in this part. The events
 themselves are stored before the enricher starts: how fast the writer takes a flood of them is not the question here.
 
 So that a run does not take hours, the limits' minute is shortened (`--minute-seconds`) and holds as much less: there
@@ -15,7 +16,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -33,6 +34,12 @@ from shared.database import database_now
 _CLIENT_LIMIT = 9000
 _SELLER_LIMIT = 1000
 _GOAL = 0.95
+_FAULTS = {
+    "http_5xx": 0.01,
+    "cut_connection": 0.005,
+    "malformed_json": 0.005,
+    "slow_body": {"rate": 0.005, "amount": 3},
+}
 _LOOK_SECONDS = 0.1
 _PATIENCE_SECONDS = 120.0
 _STORING_SECONDS = 600.0
@@ -244,9 +251,15 @@ def main(arguments: Sequence[str]) -> int:
                 await shelf.fill(stack, pool, plan.wanted(shelf.sellers))
                 return shelf
 
+        async def fail(faults: Mapping[str, object]) -> None:
+            async with stack.control() as control:
+                await control.set_faults(faults)
+
         shelf = uvloop.run(prepare())
         say("their orders are listed")
+        uvloop.run(fail(_FAULTS))
         measures = _budget(stack, plan, shelf)
+        uvloop.run(fail({}))
         measures += _orders_a_minute(stack, plan, shelf)
     return 0 if report(measures) else 1
 

@@ -19,8 +19,8 @@ OutgoingRecord = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | N
 """Key, value, headers; not both of key and value are null."""
 
 # How long records are gathered before they go out: what matters is when little comes that it goes soon, and when much
-# comes that there are few requests, of ours and of those who read. Much is twice what Allegro lets one client id have by
-# single fetches, 150 a second, and for some time: a seller's few events at once are none of it.
+# comes that there are few requests, of ours and of those who read. Much is twice what Allegro lets one client id have
+# by single fetches, 150 a second, and for some time: a few events of one seller are none of it.
 _SHORT_LINGER_SECONDS = 0.01
 _LONG_LINGER_SECONDS = 0.04
 _MANY_RECORDS = 200

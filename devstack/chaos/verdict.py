@@ -69,12 +69,12 @@ SELECT format('the runs stored %s events and the table has %s', counted, present
 UNION ALL
 SELECT format('the runs added %s orders and the table has %s', counted, present)
   FROM (SELECT (SELECT sum(orders_added) FROM sync_history) AS counted, (SELECT count(*) FROM orders) AS present)
- WHERE counted > present
+ WHERE counted IS DISTINCT FROM present
 UNION ALL
 SELECT format('the runs changed %s orders, which changed %s times', counted, present)
   FROM (SELECT (SELECT sum(orders_updated) FROM sync_history) AS counted,
                (SELECT count(*) FROM chaos.changes WHERE op = 'updated') AS present)
- WHERE counted > present
+ WHERE counted IS DISTINCT FROM present
 UNION ALL
 SELECT format('run %s (%s) says %s orders processed and its walk %s', r.run_id, r.kind, r.orders_processed,
               w.next_sequence)

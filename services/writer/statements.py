@@ -196,6 +196,18 @@ UPDATE sync_history r
  WHERE r.run_id = n.run_id
    AND (r.completed_at IS NULL
         OR r.status = 'stopped' AND EXISTS (SELECT FROM run_windows w WHERE w.run_id = r.run_id AND NOT w.finished))
+RETURNING r.run_id
+"""
+
+# Changes that belong to no run that could still count them are runs of their own, so that all runs together have added
+# and updated exactly what was added and updated.
+NOTE_LATE_CHANGES = """
+INSERT INTO sync_history (run_id, user_token_id, user_id, kind, status, completed_at,
+                          orders_processed, orders_added, orders_updated)
+SELECT gen_random_uuid(), n.token_id, t.user_id, 'journal', 'completed', now(), n.added + n.updated, n.added, n.updated
+  FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS n (token_id, added, updated)
+  JOIN user_tokens t ON t.id = n.token_id
+RETURNING kind, status
 """
 
 LOCK_WALKS = """

@@ -7,6 +7,7 @@ before: events by their id, orders by their observation, counters because they c
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -112,6 +113,8 @@ class _Transaction:
         self._batch = batch
         self._storable = storable
         self._runs: defaultdict[UUID, RunCounts] = defaultdict(RunCounts)
+        self._changes: defaultdict[UUID | None, list[OrderKey]] = defaultdict(list)
+        """Orders that changed, by the run to count them for; None: there is none."""
         self._settled_by: dict[OrderKey, list[UUID]] = {}
         self._waited: tuple[float, ...] = ()
         self._ended: list[Mapping[str, Any]] = []
@@ -131,6 +134,7 @@ class _Transaction:
         walks = await self._move_walks()
         found = await note(self._connection, [*self._count_changes(changed), *self._gone_from_lists(gone)])
         await self._count(events)
+        await self._note_late_changes(changed)
         await self._finish_walks(walks)
         await self._finish_settled_runs()
         dead_letters = await self._insert_dead_letters([*self._batch.unreadable, *self._batch.dead_letters])
@@ -334,21 +338,24 @@ class _Transaction:
         """Count each change for one run; returns them as findings of that run."""
         findings = []
         for key, added in changed.items():
-            place = self._batch.observations[key].record.place
             wanted_by = self._settled_by.get(key, [])
-            early = self._batch.wanted_by.get(key, {})
-            if place is None and not wanted_by and not early:
+            run_id = self._run_of_change(key, wanted_by)
+            self._changes[run_id].append(key)
+            if run_id is None:
                 continue
-            if place is not None:
-                run_id = place.run_id
-            else:
-                run_id = wanted_by[-1] if wanted_by else max(early, key=lambda run_id: early[run_id])
             if added:
                 self._runs[run_id].added += 1
             else:
                 self._runs[run_id].updated += 1
             findings.append(Finding(run_id, key, "missing" if added else "stale", owed=_by_others(wanted_by, run_id)))
         return findings
+
+    def _run_of_change(self, key: OrderKey, wanted_by: Sequence[UUID]) -> UUID | None:
+        place = self._batch.observations[key].record.place
+        early = self._batch.wanted_by.get(key, {})
+        if place is not None:
+            return place.run_id
+        return wanted_by[-1] if wanted_by else max(early, key=lambda run_id: early[run_id], default=None)
 
     def _gone_from_lists(self, gone: Sequence[OrderKey]) -> list[Finding]:
         return [
@@ -421,7 +428,7 @@ class _Transaction:
             )
         if self._runs:
             counts = dict(sorted(self._runs.items()))
-            await self._connection.execute(
+            rows = await self._connection.fetch(
                 sql.COUNT_ORDERS,
                 list(counts),
                 [count.walked for count in counts.values()],
@@ -429,6 +436,23 @@ class _Transaction:
                 [count.added for count in counts.values()],
                 [count.updated for count in counts.values()],
                 [count.requests for count in counts.values()],
+            )
+            for row in rows:
+                self._changes.pop(row["run_id"], None)
+
+    async def _note_late_changes(self, changed: Mapping[OrderKey, bool]) -> None:
+        """What no run counted: it had ended, or there was none."""
+        added: Counter[int] = Counter()
+        updated: Counter[int] = Counter()
+        for token_id, order_id in chain.from_iterable(self._changes.values()):
+            (added if changed[token_id, order_id] else updated)[token_id] += 1
+        token_ids = sorted(added.keys() | updated.keys())
+        if token_ids:
+            self._ended += await self._connection.fetch(
+                sql.NOTE_LATE_CHANGES,
+                token_ids,
+                [added[token_id] for token_id in token_ids],
+                [updated[token_id] for token_id in token_ids],
             )
 
     async def _finish_walks(self, walks: Collection[WalkState]) -> None:

@@ -193,8 +193,7 @@ async def test_replicas_come_and_go_and_nothing_is_lost_or_done_twice(stack: Ben
     initial = [run for run in runs if run["kind"] == "initial"]
     assert len(initial) == _SELLERS
     assert all(run["orders_processed"] >= _ORDERS for run in initial)
-    # An order whose look is stored while writers come and go may be nobody's (seen once in 6,300); more would be twice.
-    assert sum(run["orders_added"] for run in runs) <= len(stored)
+    assert sum(run["orders_added"] for run in runs) == len(stored)
     assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0
     assert await pool.fetchval("SELECT count(*) FROM pending_fetches") == 0
     assert published == stored

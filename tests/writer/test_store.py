@@ -287,6 +287,24 @@ class TestRuns:
         assert (run["status"], run["orders_processed"]) == ("stopped", 1)
         assert run["completed_at"] is not None
 
+    async def test_a_change_that_comes_after_the_end_of_its_run_is_a_run_of_its_own(self, pool: asyncpg.Pool) -> None:
+        await a_run(pool)
+        await store(pool, walk_end(0, outcome="failed", error="Allegro had no answer"))
+        ended = await the_run(pool)
+        late = [an_observation(place=place(0)), an_observation(after(60), order_id="other", place=place(1))]
+
+        await store(pool, *late)
+        await store(pool, *late)
+        await store(pool, an_observation(after(120), body=an_order_body(status="CANCELLED")))
+
+        assert await the_run(pool) == ended
+        others = await pool.fetch(
+            "SELECT kind, status, orders_processed, orders_added, orders_updated FROM sync_history"
+            " WHERE run_id <> $1 ORDER BY started_at",
+            A_RUN,
+        )
+        assert [tuple(run) for run in others] == [("journal", "completed", 2, 2, 0), ("journal", "completed", 1, 0, 1)]
+
     async def test_an_orders_run_ends_when_nothing_is_owed_to_it(self, pool: asyncpg.Pool) -> None:
         await a_run(pool, run_id=ANOTHER_RUN, kind="orders", attempt=None)
         await pool.execute(
