@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import asyncpg
 import httpx
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -16,10 +17,10 @@ from aiokafka.errors import KafkaError
 from devstack.allegro import Control
 from devstack.canary import Scanner, look_through_topics
 from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, survivors
-from devstack.chaos.plan import REPLICAS, Injection, Kind, replicas_of
+from devstack.chaos.plan import Injection, Kind, replicas_of
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
-from devstack.stack import Stack, replica_names
+from devstack.stack import Stack
 from shared.topics import Topics, create_topics
 
 _READY_SECONDS = 60.0
@@ -29,11 +30,21 @@ _GROUP_EMPTY_SECONDS = 60.0
 _AGAIN_SECONDS = 60.0
 _ENOUGH_SECONDS = 10.0
 _SCAN_SECONDS = 20.0
+# A busy machine, or one that has just started a server, answers late: asked again, but not for ever.
+_PATIENCE_SECONDS = 180.0
 _LOOK_SECONDS = 0.25
 _POLL_MS = 250
 # A replica that stands still does not answer, and others wait for it no longer.
 _ANSWER_SECONDS = 10.0
 _PARTITIONS = 12
+
+
+_AWAY = (KafkaError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_Answer = TypeVar("_Answer")
+
+
+class UnansweredError(DevstackError):
+    """A server did not answer the harness for so long that the fault cannot be judged."""
 
 
 @dataclass
@@ -124,7 +135,10 @@ class Injector:
             self._say(f"  {time.monotonic() - started:5.1f} s: {injection}")
             injected = Injected(injection, time.time())
             self.done.append(injected)
-            await ways[injection.kind](injected)
+            try:
+                await ways[injection.kind](injected)
+            except UnansweredError as error:
+                injected.in_vain = str(error)
             injected.ended = injected.ended or time.time()
 
     @asynccontextmanager
@@ -133,6 +147,18 @@ class Injector:
             for name in sorted(names):  # everybody in the same order, so that nobody waits for each other
                 await held.enter_async_context(self._held.setdefault(name, asyncio.Lock()))
             yield
+
+    async def _patiently(self, ask: Callable[[], Awaitable[_Answer]], what: str) -> _Answer:
+        """The answer of a server that may be struck just now; raises UnansweredError after some minutes without one."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
+                    return await ask()
+            except _AWAY as error:
+                if time.monotonic() > deadline:
+                    raise UnansweredError(f"{what}: {error!r}") from error
+                await asyncio.sleep(_LOOK_SECONDS)
 
     async def _kill(self, injected: Injected) -> None:
         injection = injected.injection
@@ -193,8 +219,10 @@ class Injector:
 
     async def _create_topics_again(self, injected: Injected) -> None:
         """Delete every topic while everybody uses it. The services create what is missing, too: whoever is first."""
+        await self._until_topics_exist(self._topics)
         before = await self._before_a_loss()
-        deleted = await delete_topics(self._stack.broker.bootstrap_servers, self._topics.all())
+        servers = self._stack.broker.bootstrap_servers
+        deleted = await self._patiently(lambda: delete_topics(servers, self._topics.all()), "deleting topics")
         if missing := set(self._topics.all()).difference(deleted):
             injected.in_vain = f"there was no topic {', '.join(sorted(missing))}"
         await self._until_topics_exist(self._topics)
@@ -216,17 +244,12 @@ class Injector:
 
     async def _until_records(self) -> None:
         deadline = time.monotonic() + _AGAIN_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                if await self._first_records():
-                    return
-            except KafkaError:  # a broker that has just been started
-                pass
+        while not await self._first_records() and time.monotonic() < deadline:  # noqa: ASYNC110 - others publish
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _first_records(self) -> Firsts:
-        async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
-            return await first_records(self._stack.broker.bootstrap_servers, self._topics.prefix)
+        servers, prefix = self._stack.broker.bootstrap_servers, self._topics.prefix
+        return await self._patiently(lambda: first_records(servers, prefix), "reading the oldest records")
 
     async def _note_loss(self, injected: Injected, before: Firsts) -> None:
         """A loss of what was not there is none, nor one after which a record stands where it stood."""
@@ -239,16 +262,10 @@ class Injector:
 
     async def _until_topics_exist(self, topics: Topics) -> None:
         """A topic that is still being deleted cannot be created."""
-        async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
-            while True:
-                try:
-                    await create_topics(
-                        [self._stack.broker.bootstrap_servers], topics, partitions=_PARTITIONS, replication_factor=1
-                    )
-                except KafkaError:
-                    await asyncio.sleep(_LOOK_SECONDS)
-                else:
-                    return
+        servers = [self._stack.broker.bootstrap_servers]
+        await self._patiently(
+            lambda: create_topics(servers, topics, partitions=_PARTITIONS, replication_factor=1), "creating topics"
+        )
 
     async def _reset_offsets(self, injected: Injected) -> None:
         """Stop a service's replicas, since a group in use takes no offsets from others, and begin at 0 again."""
@@ -261,17 +278,19 @@ class Injector:
             self._stack.services[name].ask_to_stop()
         for name in names:
             await asyncio.to_thread(self._stack.services[name].stop)
-        before = await self._committed(groups)
-        for group, consumed in groups.items():
-            try:
-                # In a thread of its own: the starts of servers hold up this loop for longer than a session lasts.
-                await asyncio.to_thread(asyncio.run, self._commit_zero(group, consumed))
-            except (TimeoutError, KafkaError) as error:
-                injected.in_vain = f"{group} could not be reset: {error!r}"
-        if not_reset := sum((await self._committed(groups)).values()):
-            injected.in_vain = injected.in_vain or f"the offsets still add up to {not_reset}"
-        for name in names:
-            await self._start(name)
+        try:
+            before = await self._committed(groups)
+            for group, consumed in groups.items():
+                try:
+                    # In a thread of its own: the starts of servers hold up this loop for longer than a session lasts.
+                    await asyncio.to_thread(asyncio.run, self._commit_zero(group, consumed))
+                except (TimeoutError, KafkaError) as error:
+                    injected.in_vain = f"{group} could not be reset: {error!r}"
+            if not_reset := sum((await self._committed(groups)).values()):
+                injected.in_vain = injected.in_vain or f"the offsets still add up to {not_reset}"
+        finally:
+            for name in names:
+                await self._start(name)
         injected.ended = time.time()
         for name in names:
             await self._until_up(name)
@@ -280,28 +299,24 @@ class Injector:
     async def _until_consumed(self, groups: Mapping[str, Sequence[str]]) -> None:
         """Where the broker has just lost its data there is nothing yet that could come again."""
         deadline = time.monotonic() + _AGAIN_SECONDS
-        async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
-            await self._until_topics_exist(self._topics)
+        await self._until_topics_exist(self._topics)
         while time.monotonic() < deadline:
             if sum((await self._committed(groups)).values()):
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _committed(self, groups: Mapping[str, Sequence[str]]) -> dict[TopicPartition, int]:
-        broker = self._stack.broker.bootstrap_servers
         stands: dict[TopicPartition, int] = {}
-        async with asyncio.timeout(_GROUP_EMPTY_SECONDS):
-            for group, topics in groups.items():
-                stands |= await self._committed_by(broker, group, topics)
+        for group, topics in groups.items():
+            stands |= await self._committed_by(group, topics)
         return stands
 
-    @staticmethod
-    async def _committed_by(broker: str, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        while True:
-            try:
-                return await committed_offsets(broker, group, _partitions_of(topics))
-            except KafkaError:  # a group whose members come and go has no coordinator for moments
-                await asyncio.sleep(_LOOK_SECONDS)
+    async def _committed_by(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """A group whose members come and go has no coordinator for moments."""
+        servers = self._stack.broker.bootstrap_servers
+        return await self._patiently(
+            lambda: committed_offsets(servers, group, _partitions_of(topics)), f"where {group} stands"
+        )
 
     async def _note_repetition(
         self, injected: Injected, groups: Mapping[str, Sequence[str]], before: Mapping[TopicPartition, int]
@@ -340,13 +355,14 @@ class Injector:
             finally:
                 await consumer.stop()
 
-    async def _clash_refreshes(self, _injected: Injected) -> None:
+    async def _clash_refreshes(self, injected: Injected) -> None:
         """End all access tokens, and ask every replica of the API for a refresh of every token at once."""
+        urls = [self._stack.url(name) for name in replicas_of("api")]
+        pairs = await self._pairs()
         await self._control.expire_access()
-        urls = [self._stack.url(name) for name in replica_names(REPLICAS) if name.startswith("api")]
         async with httpx.AsyncClient(timeout=_ANSWER_SECONDS) as http:
             # What they answer is of no matter here: that no token dies of it is checked at the end.
-            await asyncio.gather(
+            answers = await asyncio.gather(
                 *(
                     http.post(f"{url}/api/v1/tokens/{token}/refresh")
                     for url in urls
@@ -355,6 +371,22 @@ class Injector:
                 ),
                 return_exceptions=True,
             )
+        answered = [answer for answer in answers if isinstance(answer, httpx.Response)]
+        replicas = len({answer.url.port for answer in answered})
+        new = await self._pairs() - pairs
+        injected.effect = f"{replicas} replicas gave {len(answered)} answers and took {new} new pairs"
+        if replicas < len(urls) or not new:
+            injected.in_vain = f"nothing clashed: {injected.effect}"
+
+    async def _pairs(self) -> int:
+        """Pairs of tokens that were ever stored."""
+
+        async def ask() -> int:
+            async with self._stack.connection() as database:
+                count: int = await database.fetchval("SELECT sum(generation) FROM user_tokens")
+                return count
+
+        return await self._patiently(ask, "counting pairs of tokens")
 
     async def _take_allegro_away(self, injected: Injected) -> None:
         await self._control.set_faults({**self._faults, "maintenance": True})

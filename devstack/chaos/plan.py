@@ -78,6 +78,8 @@ class Injection:
             held.add(service_of(self.target))
         if self.kind in _OF_THE_BROKER:
             held.add("Kafka")
+        if self.kind is Kind.REFRESHES:
+            held.add("api")  # two replicas have to be there, to clash
         if self.kind in (Kind.POSTGRES_FAST, Kind.POSTGRES_IMMEDIATE):
             held.add("PostgreSQL")
         return frozenset(held)

@@ -161,6 +161,16 @@ async def test_any_value_of_an_oauth_answer_may_be_a_surprise(document: dict[str
         assert "secret" not in await _error_of(document, body)
 
 
+@_DOCUMENTS
+async def test_fifty_megabytes_of_an_oauth_answer_are_a_clear_error(document: dict[str, Any]) -> None:
+    body = json.dumps(document).encode()[:-1] + b',"padding":"' + b"x" * 50_000_000 + b'"}'
+
+    error = await _error_of(document, body)
+
+    assert "secret" not in error
+    assert "larger" in error or "bytes" in error
+
+
 @_QUICK
 @given(data=st.data(), status=st.integers(300, 599))
 def test_a_spoiled_refusal_is_one_of_our_errors_and_hides_the_token(data: st.DataObject, status: int) -> None:

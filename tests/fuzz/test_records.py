@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +19,8 @@ from services.enricher.live import LiveHandler
 from services.enricher.recent import RecentLooks
 from services.writer.consume import Writer
 from services.writer.store import Store
+from shared.allegro.errors import OrderNotFoundError
+from shared.clock import to_event_id
 from shared.database import open_pool
 from shared.messages import (
     OrderEvent,
@@ -141,7 +144,39 @@ class Numbers:
 
 
 # What they say is about rows that may not be there; they leave none of their own.
-_WITHOUT_A_ROW = (OrderFetch, OrderMissing, OrderFetchFailed, WindowProgressed, WindowFinished)
+_WITHOUT_A_ROW = (OrderFetch, WindowProgressed, WindowFinished)
+_LONG_AGO = after(-86_400)
+_THE_EVENT = str(to_event_id(NOON))
+
+
+@dataclass(frozen=True)
+class Own:
+    """What one value of a test speaks of and no other does, unless just that is spoiled."""
+
+    number: int
+
+    @property
+    def order_id(self) -> str:
+        return f"own-{self.number}"
+
+    @property
+    def event_id(self) -> int:
+        return int(_THE_EVENT) + self.number
+
+    def given_to(self, value: bytes) -> bytes:
+        own = value.replace(AN_ORDER.encode(), self.order_id.encode())
+        return own.replace(_THE_EVENT.encode(), str(self.event_id).encode())
+
+    async def prepare(self, pool: asyncpg.Pool) -> None:
+        """There is an older copy of the order, and a look at it is owed."""
+        older = an_observation(_LONG_AGO, order_id=self.order_id, body=an_order_body(self.order_id, status="BEFORE"))
+        await a_writer(pool, Announced()).store([consumed(older)])
+        await pool.execute(
+            "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, next_attempt_at)"
+            " VALUES (1, $1, $2, now())",
+            self.order_id,
+            NOON,
+        )
 
 
 async def _store_around(
@@ -157,8 +192,14 @@ async def _store_around(
     announced = Announced()
     sound = [f"sound-{numbers.next()}" for _ in range(2)]
     first, last = (consumed(an_observation(order_id=order_id), offset=numbers.next()) for order_id in sound)
-    spoiled_ones = [consumed(value, offset=numbers.next(), topic=topic, key=key, headers=headers) for value in values]
-    records = [first, *spoiled_ones, last]
+    spoiled_ones = []
+    for value in values:
+        own = Own(numbers.next())
+        await own.prepare(pool)
+        spoiled_ones.append(
+            (own, consumed(own.given_to(value), offset=own.number, topic=topic, key=key, headers=headers))
+        )
+    records = [first, *(record for _, record in spoiled_ones), last]
     before = await pool.fetchval("SELECT count(*) FROM dead_letters")
 
     written = await a_writer(pool, announced).store(records)
@@ -169,24 +210,56 @@ async def _store_around(
     assert again.dead_letters == again.orders_added == again.events == 0
     letters = await pool.fetch("SELECT key, value FROM dead_letters ORDER BY id DESC LIMIT $1", written.dead_letters)
     aside = {(row["key"], row["value"]) for row in letters}
-    for record in spoiled_ones:
-        assert (record.key, record.value) in aside or await _has_its_effect(pool, record), record
+    for own, record in spoiled_ones:
+        assert (record.key, record.value) in aside or await _has_its_effect(pool, own, record), record
 
 
-async def _has_its_effect(pool: asyncpg.Pool, raw: ConsumerRecord) -> bool:
-    """Whether a record that is no dead letter is stored, or of a kind that leaves no row; all else is lost."""
+async def _has_its_effect(pool: asyncpg.Pool, own: Own, raw: ConsumerRecord) -> bool:
+    """Whether what is no dead letter is stored as it says, or is of a kind that leaves no row; all else is lost.
+
+    Where several name the same order or event, since just that is spoiled, the first one has it.
+    """
     if raw.topic == Topics().dead_letters:
         return False
     record = decode(raw.value)
     match record:
         case OrderObserved():
-            query = "SELECT EXISTS (SELECT FROM orders WHERE user_token_id = $1 AND allegro_order_id = $2)"
-            return bool(await pool.fetchval(query, record.token_id, record.order_id))
+            row = await _row(pool, record)
+            is_older = record.order_id != own.order_id or record.observed_at <= _LONG_AGO
+            return row is not None and (is_older or _holds(row["order_data"], row["order_raw"], record.order))
+        case OrderMissing():
+            row = await _row(pool, record)
+            return row is None or row["gone_at"] is not None or record.observed_at <= _LONG_AGO
+        case OrderFetchFailed():
+            attempts = await pool.fetchval(
+                "SELECT attempts FROM pending_fetches WHERE user_token_id = $1 AND allegro_order_id = $2",
+                record.token_id,
+                record.order_id,
+            )
+            return attempts is None or attempts >= record.attempts or record.wanted_after < NOON
         case OrderEvent():
-            query = "SELECT EXISTS (SELECT FROM order_events WHERE user_token_id = $1 AND event_id = $2)"
-            return bool(await pool.fetchval(query, record.token_id, record.event_id))
+            row = await pool.fetchrow(
+                "SELECT event_data::text, event_raw FROM order_events WHERE user_token_id = $1 AND event_id = $2",
+                record.token_id,
+                record.event_id,
+            )
+            is_another = record.event_id != own.event_id
+            return row is not None and (is_another or _holds(row["event_data"], row["event_raw"], record.event))
         case _:
             return isinstance(record, _WITHOUT_A_ROW)
+
+
+async def _row(pool: asyncpg.Pool, record: OrderObserved | OrderMissing) -> asyncpg.Record | None:
+    return await pool.fetchrow(
+        "SELECT order_data::text, order_raw, gone_at FROM orders WHERE user_token_id = $1 AND allegro_order_id = $2",
+        record.token_id,
+        record.order_id,
+    )
+
+
+def _holds(data: str, raw: bytes | None, document: bytes) -> bool:
+    """Whether a row has the document: byte for byte, or equal as JSON."""
+    return raw == document or (raw is None and _exactly(data) == _exactly(document))
 
 
 _TOPICS = pytest.mark.parametrize("topic", [Topics().order_events, Topics().orders, Topics().dead_letters])
@@ -244,8 +317,7 @@ async def test_the_writer_stores_or_sets_aside_spoiled_records(pool: asyncpg.Poo
         await _store_around(pool, values, numbers)
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(
+_TOXINS = pytest.mark.parametrize(
     "toxin",
     [
         b'"toxic":"a\\u0000b"',
@@ -259,15 +331,32 @@ async def test_the_writer_stores_or_sets_aside_spoiled_records(pool: asyncpg.Poo
     ],
     ids=["nul", "twice", "1e400", "1e200000", "long number", "invalid UTF-8", "half a surrogate pair", "10 MB"],
 )
+
+
+@pytest.mark.integration
+@_TOXINS
 async def test_a_toxic_order_is_kept_byte_for_byte_or_json_equal(pool: asyncpg.Pool, toxin: bytes) -> None:
     body = an_order_body()[:-1] + b"," + toxin + b"}"
     record = an_observation().encode().replace(bytes(an_order_body()), body)
 
     await a_writer(pool, Announced()).store([consumed(record)])
 
-    row = await pool.fetchrow("SELECT order_data::text AS data, order_raw AS raw FROM orders")
+    row = await pool.fetchrow("SELECT order_data::text, order_raw FROM orders")
     assert row is not None
-    assert row["raw"] == body or _exactly(row["data"]) == _exactly(body)
+    assert _holds(row["order_data"], row["order_raw"], body)
+
+
+@pytest.mark.integration
+@_TOXINS
+async def test_a_toxic_event_is_kept_byte_for_byte_or_json_equal(pool: asyncpg.Pool, toxin: bytes) -> None:
+    body = bytes(an_event().event)[:-1] + b"," + toxin + b"}"
+    record = an_event().encode().replace(bytes(an_event().event), body)
+
+    await a_writer(pool, Announced()).store([consumed(record, topic="order-events")])
+
+    row = await pool.fetchrow("SELECT event_data::text, event_raw FROM order_events")
+    assert row is not None
+    assert _holds(row["event_data"], row["event_raw"], body)
 
 
 @pytest.mark.integration
@@ -354,3 +443,44 @@ async def test_the_enricher_sets_aside_what_it_cannot_read(value: bytes | None) 
     await handler.handle([consumed(value, topic="order-events")])
 
     assert len(published.letters) == 1
+
+
+class Gone(NoOrders):
+    """An Allegro that has no such order."""
+
+    async def order(self, *_: object, **__: object) -> Any:
+        raise OrderNotFoundError("404")
+
+
+class Told(Published):
+    """Notes results as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: list[Record] = []
+
+    async def results(self, records: Iterable[Any]) -> None:
+        self.looks += records
+
+
+async def test_a_spoiled_event_or_fetch_is_looked_at_or_set_aside() -> None:
+    values = [value for kind in ("order-event", "order-fetch") for value in every_surprise(_document(kind))]
+
+    for value in values:
+        told = Told()
+        handler = LiveHandler(
+            Gone(),  # type: ignore[arg-type]
+            told,  # type: ignore[arg-type]
+            Noon(),  # type: ignore[arg-type]
+            RecentLooks(),
+            list_lag=after(1) - NOON,
+            detail_concurrency=2,
+        )
+        await handler.handle([consumed(value, topic="order-events")])
+        # An event that wants no look, or names no order, is for the writer alone.
+        wants_none = not told.letters and isinstance(event := decode(value), OrderEvent) and not _wants_a_look(event)
+        assert len(told.letters) + len(told.looks) == (0 if wants_none else 1), value
+
+
+def _wants_a_look(event: OrderEvent) -> bool:
+    return event.fetch and event.order_id is not None
