@@ -82,6 +82,9 @@ bench-floor: $(STAMP) ## show what each stage's time goes into; flame graphs in 
 bench-api: $(STAMP) ## measure the REST API against a minimal application, and exports against COPY
 	@$(BIN)/python -m benchmarks.api $(ARGS)
 
+bench-techniques: $(STAMP) ## measure what batches, uvloop, raw bytes, arrays and prepared statements save
+	@$(BIN)/python -m benchmarks.techniques $(ARGS)
+
 bench-http: $(STAMP) ## measure the HTTP client against others as concurrency grows
 	@$(BIN)/python -m benchmarks.http_transport
 

@@ -15,6 +15,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
 from aiokafka.partitioner import DefaultPartitioner
 
+from shared.lately import Lately
+
 OutgoingRecord = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 """Key, value, headers; not both of key and value are null."""
 
@@ -73,9 +75,8 @@ class Batches:
 
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
-        self._recent = 0.0
-        """Records that went out lately, each counting half as much after every half-life."""
-        self._departed_at = 0.0
+        self._lately = Lately(_HALF_LIFE_SECONDS)
+        """Records that went out."""
         self._gathered = 0
         self._filling: dict[tuple[str, int], Batch] = {}
         self._full: list[tuple[tuple[str, int], Batch]] = []
@@ -94,8 +95,9 @@ class Batches:
             acknowledgements.add(self._put(topic, partitions, *record))
             self._gathered += 1
         if self._departure is None:
-            linger = _LONG_LINGER_SECONDS if self._recent >= _MANY_RECORDS else _SHORT_LINGER_SECONDS
-            self._departure = asyncio.get_running_loop().call_later(linger, self._depart)
+            loop = asyncio.get_running_loop()
+            is_much = self._lately.amount(loop.time()) >= _MANY_RECORDS
+            self._departure = loop.call_later(_LONG_LINGER_SECONDS if is_much else _SHORT_LINGER_SECONDS, self._depart)
         return acknowledgements
 
     def _put(
@@ -117,9 +119,7 @@ class Batches:
 
     def _depart(self) -> None:
         self._departure = None
-        now = asyncio.get_running_loop().time()
-        self._recent = self._recent * 0.5 ** ((now - self._departed_at) / _HALF_LIFE_SECONDS) + self._gathered
-        self._departed_at = now
+        self._lately.add(self._gathered, asyncio.get_running_loop().time())
         self._gathered = 0
         leaving = [*self._full, *self._filling.items()]
         self._full.clear()

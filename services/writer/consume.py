@@ -20,6 +20,7 @@ from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
 from shared.delivery import DeadLetter, RebalanceLog, commit, join, next_offsets, poll, watched
 from shared.kafka import RecordProducer, UnsendableRecordError
+from shared.lately import Lately
 from shared.messages import correlation_id_of, token_of, traceparent_of
 from shared.service import is_transient
 from shared.topics import Topics
@@ -30,12 +31,13 @@ logger = logging.getLogger(__name__)
 _POLL_TIMEOUT_MS = 200
 # Decoded without a pause: about a millisecond.
 _SLICE_RECORDS = 25
-# From the beginning of a batch to that of the next one, unless that is full; longer after one that shows that much is
-# to be stored, since a batch costs as much for fifty orders as for one. What Allegro lets one client id have comes to
-# half as many records even in the longer time: nobody who is up to date waits for it.
+# From the beginning of a batch to that of the next one, unless that is full; longer while much is to be stored, since a
+# batch costs as much for fifty orders as for one. What Allegro lets one client id have by single fetches, with its
+# events, does not come to so many records for long: nobody who is up to date waits for it.
 _SHORT_BATCH_SECONDS = 0.03
 _LONG_BATCH_SECONDS = 0.1
-_LONG_AFTER_RECORDS = 60
+_LONG_FROM_RECORDS = 250
+_HALF_LIFE_SECONDS = 0.5
 # What Allegro lets one client id have comes to a tenth of it in the time of a batch: so many are a bulk load.
 _MANY_RECORDS = 100
 # While a batch is being stored, more is taken and decoded this often.
@@ -81,6 +83,8 @@ class Writer:
         self._free = asyncio.Event()
         self._free.set()
         self._free_at = 0.0
+        self._lately = Lately(_HALF_LIFE_SECONDS)
+        """Records that were to be stored."""
         self.is_behind = False
         """Whether the last batch was a large one: there is more to store, and that comes before everything else."""
 
@@ -111,8 +115,10 @@ class Writer:
 
     async def _store_and_commit(self, consumer: AIOKafkaConsumer, gathered: _Gathered) -> None:
         self._free.clear()
-        is_much = len(gathered.records) >= _LONG_AFTER_RECORDS
-        free_at = time.monotonic() + (_LONG_BATCH_SECONDS if is_much else _SHORT_BATCH_SECONDS)
+        now = time.monotonic()
+        self._lately.add(len(gathered.records), now)
+        is_much = self._lately.amount(now) >= _LONG_FROM_RECORDS
+        free_at = now + (_LONG_BATCH_SECONDS if is_much else _SHORT_BATCH_SECONDS)
         await self._until_durable(gathered)
         if not self.is_behind:
             self._stored()
