@@ -229,7 +229,8 @@ async def _has_its_effect(pool: asyncpg.Pool, own: Own, raw: ConsumerRecord) -> 
             return row is not None and (is_older or _holds(row["order_data"], row["order_raw"], record.order))
         case OrderMissing():
             row = await _row(pool, record)
-            return row is None or row["gone_at"] is not None or record.observed_at <= _LONG_AGO
+            is_older = record.order_id != own.order_id or record.observed_at <= _LONG_AGO
+            return row is None or is_older or row["gone_at"] is not None
         case OrderFetchFailed():
             attempts = await pool.fetchval(
                 "SELECT attempts FROM pending_fetches WHERE user_token_id = $1 AND allegro_order_id = $2",
@@ -370,7 +371,7 @@ async def test_an_order_nested_too_deep_for_any_reader_is_kept_byte_for_byte(poo
 
 
 def _exactly(document: str | bytes) -> Any:
-    return json.loads(document, parse_float=Decimal)
+    return json.loads(document, parse_float=Decimal, parse_int=Decimal)
 
 
 class NoOrders:
