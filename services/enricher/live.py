@@ -22,6 +22,7 @@ from shared.allegro.errors import (
     AccessDeniedError,
     AllegroOutageError,
     OrderNotFoundError,
+    RateLimitedError,
     ReauthorizationRequiredError,
 )
 from shared.allegro.tally import tallied
@@ -168,6 +169,8 @@ class LiveHandler:
             return await self._allegro.list_orders(
                 token_id, bought_from=wanted.bought_from, bought_to=wanted.bought_to, traffic="live"
             )
+        except RateLimitedError:
+            raise  # single fetches would only be more of what is too much
         except (TransientError, PermanentError, ReauthorizationRequiredError):
             return None
 

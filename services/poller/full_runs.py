@@ -46,7 +46,7 @@ WITH due AS (
     RETURNING s.user_token_id, s.user_id
 )
 SELECT user_token_id, user_id,
-       coalesce((SELECT h.kind = 'initial' AND h.status IN ('failed', 'stalled') FROM task_history h
+       coalesce((SELECT h.kind = 'initial' AND h.status <> 'completed' FROM task_history h
                   WHERE h.user_token_id = m.user_token_id AND h.kind IN ('initial', 'full', 'reconcile')
                   ORDER BY h.created_at DESC LIMIT 1), false) AS again
   FROM moved m

@@ -16,6 +16,9 @@ from shared.messages import OrderFetch, OrderWindow
 from shared.tracing import span
 
 _BATCH = 1000
+# Allegro answers a seller's thousand a minute.
+_PARKED_AT_ONCE = 50
+_PARKED_PACE = timedelta(seconds=3)
 # Of the patience with a bulk load that does not move: 32 minutes by default.
 _MAX_PATIENCE_FACTOR = 16
 
@@ -38,17 +41,27 @@ RETURNING w.run_id, w.user_token_id, w.bought_from, w.bought_to,
 """
 
 # Twice the time that it has waited so far, six hours at most: an outage does not make the topic grow.
+# What was tried and failed is owed to a seller who may have thousands of it, due at once when all is well again: so
+# much at a time as Allegro answers, since an enricher that has no room for more would leave it until the next time.
 _DUE_FETCHES = """
 WITH due AS (
-    SELECT p.user_token_id, p.allegro_order_id FROM pending_fetches p JOIN user_tokens t ON t.id = p.user_token_id
+    SELECT p.user_token_id, p.allegro_order_id, p.attempts, p.next_attempt_at
+      FROM pending_fetches p JOIN user_tokens t ON t.id = p.user_token_id
      WHERE p.next_attempt_at <= now() AND t.status IN ('active', 'refresh_failed')
      ORDER BY p.next_attempt_at LIMIT $1 FOR UPDATE OF p SKIP LOCKED
+), placed AS (
+    SELECT user_token_id, allegro_order_id,
+           CASE WHEN attempts = 0 THEN 0 ELSE (row_number() OVER parked - 1) / $2::int END AS round
+      FROM due
+    WINDOW parked AS (PARTITION BY user_token_id, attempts > 0 ORDER BY next_attempt_at)
 )
 UPDATE pending_fetches p
-   SET next_attempt_at = now() + least(interval '6 hours', greatest(interval '2 minutes', now() - p.created_at))
-                                 * (0.9 + random() * 0.2)
-  FROM due WHERE p.user_token_id = due.user_token_id AND p.allegro_order_id = due.allegro_order_id
+   SET next_attempt_at = now() + CASE WHEN d.round > 0 THEN d.round * $3::interval
+           ELSE least(interval '6 hours', greatest(interval '2 minutes', now() - p.created_at))
+                * (0.9 + random() * 0.2) END
+  FROM placed d WHERE p.user_token_id = d.user_token_id AND p.allegro_order_id = d.allegro_order_id
 RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts, clock_timestamp() AS asked_at,
+          d.round = 0 AS is_sent,
           (SELECT ARRAY[h.correlation_id, h.traceparent] FROM sync_history r JOIN task_history h USING (task_id)
             WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1) AS request
 """
@@ -92,15 +105,19 @@ SELECT kind, status FROM ended
 _END_WALKED = """
 WITH ended AS (
     UPDATE sync_history r
-       SET status = 'completed', completed_at = now(), error = NULL
+       SET (status, error) = (SELECT CASE WHEN count(*) = 0 OR r.kind = 'initial' THEN 'completed' ELSE 'stalled' END,
+                                     CASE WHEN count(*) > 0 THEN count(*) || ' orders could not be looked at' END
+                                FROM pending_fetches p
+                               WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)),
+           completed_at = now()
       FROM run_windows w
      WHERE r.completed_at IS NULL AND r.started_at < now() - interval '1 minute' AND w.run_id = r.run_id AND w.finished
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids) AND p.attempts = 0)
-    RETURNING r.task_id, r.kind, r.status
+    RETURNING r.task_id, r.kind, r.status, r.error
 ), tasks AS (
     UPDATE task_history t
-       SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
+       SET status = ended.status, finished_at = now(), error = ended.error, lease_owner = NULL, lease_until = NULL
       FROM ended WHERE t.task_id = ended.task_id
 )
 SELECT kind, status FROM ended
@@ -144,7 +161,8 @@ class Redelivery:
         return len(rows)
 
     async def _fetches(self) -> int:
-        rows = await self._pool.fetch(_DUE_FETCHES, _BATCH)
+        due = await self._pool.fetch(_DUE_FETCHES, _BATCH, _PARKED_AT_ONCE, _PARKED_PACE)
+        rows = [row for row in due if row["is_sent"]]
         try:
             for (identifier, parent), together in _by_request(rows).items():
                 with correlated(identifier), span("send fetches", parent=parent):
@@ -154,7 +172,7 @@ class Redelivery:
             await self._pool.execute(_STILL_DUE, *places)
             raise
         metrics.redeliveries.labels("fetch").inc(len(rows))
-        return len(rows)
+        return len(due)
 
 
 def _by_request(rows: Sequence[asyncpg.Record]) -> Mapping[tuple[str | None, str | None], Sequence[asyncpg.Record]]:

@@ -189,6 +189,10 @@ SELECT user_token_id, run_id, kind, status FROM runs
 
 # Looks that nobody else wants. Those that an event wants stay owed, as do those of a stopped reading of the journal.
 _DROP_LOOKS = """
+WITH shared AS (
+    UPDATE pending_fetches SET run_ids = array_remove(run_ids, $2::uuid)
+     WHERE user_token_id = $1 AND $2 = ANY(run_ids) AND NOT run_ids <@ ARRAY[$2::uuid]
+)
 DELETE FROM pending_fetches WHERE user_token_id = $1 AND run_ids <> '{}' AND run_ids <@ ARRAY[$2::uuid]
 """
 

@@ -14,7 +14,8 @@ ON CONFLICT DO NOTHING
 RETURNING user_token_id, event_id
 """
 
-# An order looked at since the event happened needs no other look (promise P6).
+# An order looked at since the event happened needs no other look (promise P6). One that could not be looked at is tried
+# anew: its lane reads from here what was never tried (services/enricher/owed.py).
 WANT_FETCHES = """
 INSERT INTO pending_fetches AS p (user_token_id, allegro_order_id, wanted_after, bought_at, run_ids, next_attempt_at)
 SELECT w.token_id, w.order_id, w.wanted_after, w.bought_at, string_to_array(w.run_ids, ',')::uuid[],
@@ -28,6 +29,8 @@ SELECT w.token_id, w.order_id, w.wanted_after, w.bought_at, string_to_array(w.ru
 ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
    SET wanted_after = greatest(p.wanted_after, excluded.wanted_after),
        bought_at = coalesce(excluded.bought_at, p.bought_at),
+       attempts = 0,
+       next_attempt_at = least(p.next_attempt_at, excluded.next_attempt_at),
        run_ids = (SELECT array_agg(DISTINCT run_id) FROM unnest(p.run_ids || excluded.run_ids) AS r (run_id))
 """
 
@@ -168,7 +171,7 @@ ON CONFLICT (run_id) DO UPDATE
        last_event_id = greatest(r.last_event_id, excluded.last_event_id),
        requests = r.requests + CASE WHEN r.events_stored = 0 AND r.task_id IS NULL THEN excluded.requests ELSE 0 END,
        progress_at = now()
- WHERE r.completed_at IS NULL
+ WHERE r.completed_at IS NULL OR r.status IN ('stopped', 'failed')
 """
 
 # The look at an order may be stored before the event that led to it.
@@ -235,20 +238,24 @@ UPDATE sync_history
  WHERE run_id = $1
 """
 
-# A listing is complete when the orders that it should have shown have been looked at, or could not be for now: those
-# stay owed, and the next listing does not wait for them.
+# A listing is complete when the orders that it should have shown have been looked at. Those that could not be for now
+# stay owed; nothing waits for them, and the run says how many they are.
 FINISH_WALKED_RUNS = """
 WITH ended AS (
     UPDATE sync_history r
-       SET status = 'completed', completed_at = now(), error = NULL
+       SET (status, error) = (SELECT CASE WHEN count(*) = 0 OR r.kind = 'initial' THEN 'completed' ELSE 'stalled' END,
+                                     CASE WHEN count(*) > 0 THEN count(*) || ' orders could not be looked at' END
+                                FROM pending_fetches p
+                               WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)),
+           completed_at = now()
       FROM run_windows w
      WHERE r.user_token_id = ANY($1::bigint[]) AND r.completed_at IS NULL AND w.run_id = r.run_id AND w.finished
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids) AND p.attempts = 0)
-    RETURNING r.task_id, r.kind, r.status
+    RETURNING r.task_id, r.kind, r.status, r.error
 ), tasks AS (
     UPDATE task_history t
-       SET status = 'completed', finished_at = now(), error = NULL, lease_owner = NULL, lease_until = NULL
+       SET status = ended.status, finished_at = now(), error = ended.error, lease_owner = NULL, lease_until = NULL
       FROM ended WHERE t.task_id = ended.task_id
 )
 SELECT kind, status FROM ended

@@ -537,8 +537,9 @@ async def test_a_stopped_run_of_orders_drops_the_looks_that_only_it_wanted_and_c
 
     assert left == ["b"]
     assert (await task(pool, task_id))["status"] == "stopped"
-    runs = await pool.fetch("SELECT kind, status, orders_processed FROM sync_history ORDER BY kind")
-    assert [tuple(run) for run in runs] == [("journal", "completed", 1), ("orders", "stopped", 0)]
+    runs = await pool.fetch("SELECT kind, status, events_stored, orders_added FROM sync_history ORDER BY 1, 3")
+    of_the_late_look, of_the_event = ("journal", "completed", 0, 1), ("journal", "completed", 1, 1)
+    assert [tuple(run) for run in runs] == [of_the_late_look, of_the_event, ("orders", "stopped", 0, 0)]
 
 
 async def test_tasks_of_a_token_without_consent_wait_and_those_of_a_deactivated_one_fail(

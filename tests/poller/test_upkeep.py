@@ -28,29 +28,50 @@ def redelivery(pool: asyncpg.Pool, kafka: Kafka) -> Redelivery:
     return Redelivery(pool, Publisher(kafka, Topics()), SETTINGS)  # type: ignore[arg-type]
 
 
-async def owe(pool: asyncpg.Pool, token_id: int, orders: int = 1, *, waited: timedelta = timedelta(0)) -> None:
+async def owe(
+    pool: asyncpg.Pool, token_id: int, orders: int = 1, *, waited: timedelta = timedelta(0), attempts: int = 3
+) -> None:
     await pool.execute(
         "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, attempts, next_attempt_at,"
         "  created_at)"
-        " SELECT $1, 'o-' || n, now(), 3, now(), now() - $3::interval FROM generate_series(1, $2::int) AS n",
+        " SELECT $1, 'o-' || n, now(), $4, now(), now() - $3::interval FROM generate_series(1, $2::int) AS n",
         token_id,
         orders,
         waited,
+        attempts,
     )
 
 
 async def test_what_is_owed_is_sent_out_once_by_all_replicas_together(
     pool: asyncpg.Pool, redelivery: Redelivery, kafka: Kafka
 ) -> None:
-    await owe(pool, await a_token(pool), 2500)
+    await owe(pool, await a_token(pool), 2500, attempts=0)
 
     while any(await asyncio.gather(*(redelivery.turn() for _ in range(3)))):
         pass
 
     sent = [record.order_id for record in kafka.on("order-events")]
     assert len(sent) == len(set(sent)) == 2500
-    assert {record.attempts for record in kafka.on("order-events")} == {3}
-    assert await pool.fetchval("SELECT min(attempts) = 3 AND max(attempts) = 3 FROM pending_fetches")
+    assert {record.attempts for record in kafka.on("order-events")} == {0}
+    assert await pool.fetchval("SELECT min(attempts) = 0 AND max(attempts) = 0 FROM pending_fetches")
+
+
+async def test_looks_that_failed_before_are_sent_out_as_fast_as_allegro_answers_one_seller(
+    pool: asyncpg.Pool, redelivery: Redelivery, kafka: Kafka
+) -> None:
+    first, second = await a_token(pool), await a_token(pool, user_id="shop-2")
+    await owe(pool, first, 170)
+    await owe(pool, second, 10)
+
+    await redelivery.turn()
+
+    sent = [(record.token_id, record.attempts) for record in kafka.on("order-events")]
+    assert sorted(sent) == [(first, 3)] * 50 + [(second, 3)] * 10
+    waiting = await pool.fetch(
+        "SELECT round(extract(epoch FROM next_attempt_at - now())) AS seconds, count(*) FROM pending_fetches"
+        " WHERE next_attempt_at < now() + interval '20 seconds' GROUP BY 1 ORDER BY 1"
+    )
+    assert [tuple(row) for row in waiting] == [(3, 50), (6, 50), (9, 20)]
 
 
 @pytest.mark.parametrize(

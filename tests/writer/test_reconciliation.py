@@ -148,7 +148,10 @@ class TestTheRun:
             ),
         )
 
-        assert (await the_run(pool))["status"] == "completed"
+        run = await the_run(pool)
+        assert (run["status"], run["error"]) == ("stalled", "1 orders could not be looked at")
+        assert run["completed_at"] is not None
+        assert await pool.fetchval("SELECT status FROM task_history") == "stalled"
         assert await owed(pool) == ["a"]
 
     async def test_everything_that_comes_again_changes_nothing(self, pool: asyncpg.Pool) -> None:

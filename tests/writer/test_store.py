@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.writer.batch import advance_cursor, collect
 from services.writer.store import RefusedError, Store, Written
+from shared.clock import to_event_id
 from shared.database import open_pool
 from shared.messages import (
     OrderFetchFailed,
@@ -199,6 +200,19 @@ class TestEvents:
         assert tuple(row) == (1, "503")
         assert await everything(pool) == before
 
+    async def test_a_new_event_of_an_order_that_could_not_be_looked_at_is_owed_a_first_attempt(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        await store(pool, an_event())
+        await pool.execute("UPDATE pending_fetches SET attempts = 4, next_attempt_at = now() + interval '6 hours'")
+
+        await store(pool, an_event(to_event_id(NOON) + 1, follows=to_event_id(NOON)))
+
+        owed = await pool.fetchrow(
+            "SELECT attempts, next_attempt_at < now() + interval '3 minutes' FROM pending_fetches"
+        )
+        assert tuple(owed) == (0, True)
+
 
 class TestRuns:
     async def test_a_journal_run_ends_when_its_orders_are_stored(self, pool: asyncpg.Pool) -> None:
@@ -304,6 +318,15 @@ class TestRuns:
             A_RUN,
         )
         assert [tuple(run) for run in others] == [("journal", "completed", 2, 2, 0), ("journal", "completed", 1, 0, 1)]
+
+    async def test_events_of_a_stopped_reading_are_counted_for_it(self, pool: asyncpg.Pool) -> None:
+        await a_run(pool, kind="journal", attempt=None)
+        await pool.execute("UPDATE sync_history SET status = 'stopped', completed_at = now()")
+
+        await store(pool, an_event())
+
+        run = await the_run(pool)
+        assert (run["status"], run["events_stored"]) == ("stopped", 1)
 
     async def test_an_orders_run_ends_when_nothing_is_owed_to_it(self, pool: asyncpg.Pool) -> None:
         await a_run(pool, run_id=ANOTHER_RUN, kind="orders", attempt=None)
