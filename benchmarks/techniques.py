@@ -1,7 +1,7 @@
 """What each way of working saves: the same job with it and without it, in turns, in one run. `make bench-techniques`
 
 - **batches**: records are consumed and published again, as many at a time as there are, against one at a time.
-- **uvloop**: the same, in batches, on uvloop against Python's own event loop.
+- **uvloop**: small questions to PostgreSQL on uvloop, against Python's own event loop.
 - **raw bytes**: an order from Allegro's answer to the record and back, as the bytes that came, against parsing it and
   writing it again on the way.
 - **arrays**: orders stored by one statement over arrays, against `executemany` of the same statement, in one
@@ -40,6 +40,7 @@ _POLL = 500
 # Orders of a batch of the writer: of a bulk load, and of live events.
 _MANY = 500
 _FEW = 10
+_CONNECTIONS = 8
 _GOAL = 1.0
 
 
@@ -115,13 +116,32 @@ def _batches(kafka: Kafka, plan: Plan) -> Measure:
     return _compared("batches instead of one record at a time", "records/s", rates)
 
 
-def _uvloop(kafka: Kafka, plan: Plan) -> Measure:
+async def _questions(url: str, number: int) -> float:
+    """Small questions a second that PostgreSQL answers on a few connections at once."""
+    pool = await open_pool(url, service="bench", max_size=_CONNECTIONS)
+    try:
+
+        async def ask() -> None:
+            async with pool.acquire() as connection:
+                for _ in range(number // _CONNECTIONS):
+                    await connection.fetchval("SELECT $1::bigint", 1)
+
+        await ask()
+        began = time.perf_counter()
+        await asyncio.gather(*(ask() for _ in range(_CONNECTIONS)))
+        return number / (time.perf_counter() - began)
+    finally:
+        pool.terminate()
+
+
+def _uvloop(stack: BenchStack, plan: Plan) -> Measure:
+    url = stack.database.url()
     rates = _in_turns(
         plan.turns,
-        lambda: uvloop.run(kafka.move(plan.records, _POLL)),
-        lambda: asyncio.run(kafka.move(plan.records, _POLL)),
+        lambda: uvloop.run(_questions(url, plan.records)),
+        lambda: asyncio.run(_questions(url, plan.records)),
     )
-    return _compared("uvloop instead of asyncio's loop", "records/s", rates)
+    return _compared("uvloop instead of asyncio's loop", "questions/s", rates)
 
 
 def _raw_bytes(records: Sequence[OrderObserved], plan: Plan) -> Measure:
@@ -228,7 +248,7 @@ def _measure(stack: BenchStack, plan: Plan) -> list[Measure]:
     chosen = records[: plan.orders]
     return [
         _batches(kafka, plan),
-        _uvloop(kafka, plan),
+        _uvloop(stack, plan),
         _raw_bytes(chosen, plan),
         _arrays(Orders(stack, chosen, at_a_time=_MANY), plan),
         _prepared(Orders(stack, chosen, at_a_time=_FEW), plan),

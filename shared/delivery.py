@@ -207,8 +207,8 @@ def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll
         fetch_max_wait_ms=int(settings.kafka_fetch_wait_seconds * 1000),
         # What is fetched ahead of twelve partitions stays in memory while they wait (promise P10). A record that is
         # larger comes all the same, alone (KIP-74).
-        max_partition_fetch_bytes=1 << 20,
-        fetch_max_bytes=8 << 20,
+        max_partition_fetch_bytes=256 << 10,
+        fetch_max_bytes=4 << 20,
         metadata_max_age_ms=30_000,
         partition_assignment_strategy=(RangePartitionAssignor,),
     )
