@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
@@ -38,6 +39,9 @@ _MAX_BACKOFF = timedelta(minutes=5)
 # Nothing but a person helps: a scope of the application.
 _WITHOUT_ACCESS = timedelta(hours=1)
 _KAFKA_PAUSE = timedelta(seconds=5)
+# More than a busy seller's events of a few minutes; a full page has a thousand.
+_MANY_EVENTS = 200
+_LONG_LOOKS = 4
 _POSTPONED = timedelta(seconds=15)
 _MAX_ERROR_LENGTH = 500
 
@@ -170,6 +174,7 @@ class JournalPoller:
         self._overlap = timedelta(seconds=settings.poller_overlap_seconds)
         self._redelivery = timedelta(seconds=settings.poller_redelivery_seconds)
         self._pace = journal_pace(settings)
+        self._long_looks = asyncio.Semaphore(_LONG_LOOKS)
         self._away_until: datetime | None = None
 
     async def turn(self) -> bool:
@@ -230,19 +235,22 @@ class JournalPoller:
         return start
 
     async def _read_and_publish(self, look: Look, start: Start) -> Outcome:
-        """Read up to a short page; the pages with something new in them are one run, published when all are read."""
-        pages: list[Page] = []
-        position = start.after
+        """Read up to a short page; the pages with something new in them are one run, published when all are read.
+
+        Where there is much, only a few looks go on at a time: each holds its pages, twice while they are published
+        (promise P10).
+        """
         with tallied() as tally:
-            while True:
-                page = await self._reader.page(look.token_id, look.cursor, after=position)
-                position = page.read_up_to
-                if page.links:
-                    pages.append(page)
-                if page.is_last or len(pages) >= self._max_pages:
-                    break
-        published = await self._publish(look, pages, requests=tally.requests)
-        return Outcome(published, position, has_more=not page.is_last)
+            page = await self._reader.page(look.token_id, look.cursor, after=start.after)
+            is_long = not page.is_last or len(page.links) > _MANY_EVENTS
+            async with self._long_looks if is_long else nullcontext():
+                pages = [page] if page.links else []
+                while not page.is_last and len(pages) < self._max_pages:
+                    page = await self._reader.page(look.token_id, look.cursor, after=page.read_up_to)
+                    if page.links:
+                        pages.append(page)
+                published = await self._publish(look, pages, requests=tally.requests)
+        return Outcome(published, page.read_up_to, has_more=not page.is_last)
 
     async def _publish(self, look: Look, pages: Sequence[Page], *, requests: int) -> int:
         if not pages:

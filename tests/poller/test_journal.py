@@ -281,6 +281,31 @@ async def test_a_backlog_is_read_in_bounded_pieces_with_no_pause_but_that_of_the
     assert [tuple(run) for run in runs] == [(2000, 2), (1500, 2)]
 
 
+async def test_of_many_sellers_with_much_to_read_only_a_few_hold_it_at_a_time(world: World) -> None:
+    """Promise P10: everybody's first page is read, but only so many go on to the next."""
+    for number in range(2, 9):
+        await a_schedule(world.pool, await a_token(world.pool, user_id=f"shop-{number}"))
+    world.allegro.lines = [a_line(world.base + number) for number in range(1, 1011)]
+    going_on, most, four_go_on = 0, 0, asyncio.Event()
+
+    async def go_on() -> None:
+        nonlocal going_on, most
+        going_on += 1
+        most = max(most, going_on)
+        if going_on == 4:
+            four_go_on.set()
+        async with asyncio.timeout(10):
+            await four_go_on.wait()
+        going_on -= 1
+
+    world.allegro.on_read = lambda: go_on() if world.allegro.reads[-1][1] > world.base else None
+    await world.turn()
+
+    assert most == 4
+    assert len(world.allegro.reads) == 16
+    assert await world.pool.fetchval("SELECT count(*) FROM order_events") == 8 * 1010
+
+
 async def test_while_kafka_is_away_no_seller_is_blamed_and_allegro_is_left_alone(world: World) -> None:
     world.allegro.lines = [a_line(world.base + 1)]
     world.topic.error = PublishFailedError("away")
