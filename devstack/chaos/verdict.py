@@ -17,7 +17,7 @@ MOST_MEMORY_MB = 150.0
 MOST_GROWTH_MB = 30.0
 # A process that lived shorter tells nothing about growth. In its first seconds its caches fill, and it does all at once
 # what has waited for it.
-_LONG_LIFE_SECONDS = 90
+_LONG_LIFE_SECONDS = 60
 _START_SECONDS = 20
 # What was lost with the broker is sent out again as soon as its topics are found to be new. A request for a look in a
 # log that had outgrown its reader's position by then is passed over, and made again after two minutes, give or take a

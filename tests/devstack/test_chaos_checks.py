@@ -288,8 +288,8 @@ def test_a_slow_recovery_a_fault_in_vain_and_one_that_never_struck_are_complaint
 
 
 def test_too_much_memory_is_a_complaint_and_so_is_growth() -> None:
-    steady = Life("writer", [verdict.MOST_MEMORY_MB] * 90)
-    large = Life("poller", [verdict.MOST_MEMORY_MB + 1.0] * 90)
+    steady = Life("writer", [verdict.MOST_MEMORY_MB] * 60)
+    large = Life("poller", [verdict.MOST_MEMORY_MB + 1.0] * 60)
     growing = Life("api", [50.0 + second for second in range(90)])
 
     assert verdict.too_much_memory([steady]) == []
