@@ -2,9 +2,12 @@
 
 Closed: everybody calls. Open: nobody calls until a pause is over. Then one call goes out to probe; its success closes
 the circuit, its failure opens it for a pause twice as long, up to a limit.
+
+Calls are made on behalf of many. Where those of one alone fail, however many, that is no reason to stop the others.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 # Outcomes are judged over this many seconds, and this many calls at most.
@@ -13,6 +16,13 @@ _WINDOW_CALLS = 50
 # It takes so many failures, and so large a share of all outcomes: one order that always fails is no outage.
 _LEAST_FAILURES = 8
 _LEAST_SHARE = 0.8
+# And the last calls of so many, and of so large a share of those who called in so many seconds, must have failed. Long
+# enough for those who call rarely to be seen, short enough to be noticed where hundreds call.
+_LEAST_PARTIES = 3
+_PARTIES_SECONDS = 30.0
+# Who called within so many seconds is one of those who might; of so many the last outcome is known.
+_KNOWN_SECONDS = 900.0
+_KNOWN_PARTIES = 20_000
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 60.0
 
@@ -31,6 +41,8 @@ class Circuit:
 
     def __init__(self) -> None:
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=_WINDOW_CALLS)
+        self._parties: OrderedDict[Hashable, tuple[float, bool]] = OrderedDict()
+        """When each called last, and whether that failed; the latest at the end."""
         self._openings = 0
         self._pause = _FIRST_PAUSE_SECONDS
         self._paused_until = 0.0
@@ -59,15 +71,16 @@ class Circuit:
             self._probe = ticket
         return ticket
 
-    def record(self, ticket: Ticket, now: float, *, failed: bool) -> None:
-        """Take note of a call's outcome."""
+    def record(self, ticket: Ticket, now: float, *, failed: bool, party: Hashable = None) -> None:
+        """Take note of the outcome of a call made on behalf of `party`."""
         if ticket.opening != self._openings:
             return
         if ticket.is_probe:
             self._end_probe(now, failed=failed)
         elif not self.is_open:
             self._outcomes.append((now, failed))
-            if failed and self._most_fail(now):
+            self._note(party, now, failed=failed)
+            if failed and self._most_fail(now) and self._most_parties_fail(now):
                 self._open(now)
 
     def release(self, ticket: Ticket) -> None:
@@ -79,6 +92,22 @@ class Circuit:
         recent = [failed for at, failed in self._outcomes if at > now - _WINDOW_SECONDS]
         failures = sum(recent)
         return failures >= _LEAST_FAILURES and failures >= _LEAST_SHARE * len(recent)
+
+    def _note(self, party: Hashable, now: float, *, failed: bool) -> None:
+        self._parties[party] = now, failed
+        self._parties.move_to_end(party)
+        while len(self._parties) > _KNOWN_PARTIES or next(iter(self._parties.values()))[0] < now - _KNOWN_SECONDS:
+            self._parties.popitem(last=False)
+
+    def _most_parties_fail(self, now: float) -> bool:
+        recent = failing = 0
+        for at, failed in reversed(self._parties.values()):
+            if at <= now - _PARTIES_SECONDS:
+                break
+            recent += 1
+            failing += failed
+        all_failing = sum(failed for _, failed in self._parties.values())
+        return all_failing >= min(_LEAST_PARTIES, len(self._parties)) and failing >= _LEAST_SHARE * recent
 
     def _open(self, now: float) -> None:
         self.opened_at = now

@@ -214,7 +214,7 @@ class AllegroClient:
         bearer = await self._vault.access_token(token_id)
         requested_at = self._clock.now()
         try:
-            with self._outage.call(order_id):
+            with self._outage.call(token_id, order_id):
                 answer = await self._call(endpoint, path, params, bearer)
         except OrderNotFoundError as error:
             error.requested_at = requested_at

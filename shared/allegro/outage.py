@@ -1,5 +1,7 @@
 """An outage of Allegro's API: while most calls fail nobody calls, but for a probe now and then (requirement E2).
 
+One seller whose calls fail is none: the others go on (requirement E3).
+
 Every process judges by its own calls: one whose network fails must not stop the others. What it finds it tells in
 `allegro_outages`, for `GET /health`.
 """
@@ -60,8 +62,8 @@ class Outage:
             raise self._refusal(pause)
 
     @contextmanager
-    def call(self, order_id: str | None = None) -> Iterator[None]:
-        """One call: its failure counts if Allegro did not answer or not as promised, whatever else it answered.
+    def call(self, token_id: int, order_id: str | None = None) -> Iterator[None]:
+        """One call for a seller: it failed if Allegro did not answer or not as promised, whatever else it answered.
 
         One order that is rejected says nothing of the others; where many are, no order is to blame.
         """
@@ -72,16 +74,16 @@ class Outage:
             yield
         except RequestRejectedError:
             if order_id is not None and self._is_news(order_id):
-                self._circuit.record(ticket, self._monotonic(), failed=True)
+                self._circuit.record(ticket, self._monotonic(), failed=True, party=token_id)
             raise
         except (AllegroUnavailableError, CallRefusedError):
-            self._circuit.record(ticket, self._monotonic(), failed=True)
+            self._circuit.record(ticket, self._monotonic(), failed=True, party=token_id)
             raise
         except AllegroError:
-            self._circuit.record(ticket, self._monotonic(), failed=False)
+            self._circuit.record(ticket, self._monotonic(), failed=False, party=token_id)
             raise
         else:
-            self._circuit.record(ticket, self._monotonic(), failed=False)
+            self._circuit.record(ticket, self._monotonic(), failed=False, party=token_id)
         finally:
             self._circuit.release(ticket)
 

@@ -87,6 +87,49 @@ def test_a_probe_that_was_cancelled_does_not_keep_it_shut_for_ever() -> None:
     assert again is not None
 
 
+def call(circuit: Circuit, now: float, party: str, *, failed: bool) -> None:
+    ticket = circuit.admit(now)
+    assert ticket is not None
+    circuit.record(ticket, now, failed=failed, party=party)
+
+
+@given(calls=st.integers(8, 300), healthy=st.integers(2, 20), every=st.floats(1, 280))
+def test_one_whose_every_call_fails_stops_nobody_else(calls: int, healthy: int, every: float) -> None:
+    circuit = Circuit()
+    for number in range(healthy):
+        call(circuit, 0.0, f"healthy {number}", failed=False)
+    for number in range(calls):
+        now = number * 0.1
+        call(circuit, now, "broken", failed=True)
+        if now % every < 0.1:
+            call(circuit, now, f"healthy {number % healthy}", failed=False)
+
+    assert not circuit.is_open
+
+
+@given(parties=st.integers(1, 50))
+def test_where_the_calls_of_all_fail_it_opens_soon(parties: int) -> None:
+    circuit = Circuit()
+    for number in range(parties):
+        call(circuit, 0.0, f"seller {number}", failed=False)
+    failures = 0
+    while not circuit.is_open:
+        call(circuit, 100.0, f"seller {failures % parties}", failed=True)
+        failures += 1
+
+    assert failures == 8
+
+
+def test_those_who_have_not_called_for_long_do_not_count() -> None:
+    circuit = Circuit()
+    for number in range(3):
+        call(circuit, 0.0, f"gone {number}", failed=False)
+    for _ in range(8):
+        call(circuit, 1000.0, "the only one", failed=True)
+
+    assert circuit.is_open
+
+
 @dataclass
 class _Model:
     now: float = 0.0

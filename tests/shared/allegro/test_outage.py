@@ -88,6 +88,18 @@ async def test_most_calls_failing_stops_the_calls_until_a_probe_succeeds(world: 
     assert await world.client.me(8) == Seller("1", "me")
 
 
+async def test_a_seller_whose_every_call_fails_stops_no_other(world: World) -> None:
+    world.status = 200
+    for token_id in (8, 9):
+        await world.client.me(token_id)
+    world.status = 503
+    kinds = {await world.fails() for _ in range(20)}
+    world.status = 200
+
+    assert kinds == {AllegroUnavailableError}
+    assert await world.client.me(8) == Seller("1", "me")
+
+
 @pytest.mark.parametrize("order_ids", [["c93df771-c4e8-11f1-904f-89bb34047197"] * 50, [str(n) for n in range(50)]])
 async def test_an_order_that_is_rejected_again_and_again_or_never_was_one_is_no_outage(
     world: World, order_ids: list[str]
