@@ -53,6 +53,12 @@ class Api:
         self._traces += 1
         return f"{self._traces:08x}-{self._trace[:4]}-4{self._trace[4:7]}-8000-{self._trace}".encode()
 
+    def caller(self, request: Request) -> str | None:
+        """The id of the seller whose token a request bears; None if it bears none that is good."""
+        authorization = request.headers.get("authorization", "")
+        session = self._oauth.owner(authorization[7:]) if authorization[:7].lower() == "bearer " else ""
+        return None if isinstance(session, str) else self._world.sellers[session.seller].id
+
     def _checked(self, endpoint: str, request: Request, argument: str) -> Answer:
         if request.method not in ("GET", "HEAD"):
             return errors.wrong_method(request.path)

@@ -99,6 +99,11 @@ class Faults:
         """The fault if it is on, whatever its rate."""
         return self._active.get(name)
 
+    @property
+    def name_sellers(self) -> bool:
+        """Whether it matters for any that is on whose request it is."""
+        return any(fault.sellers for fault in self._active.values())
+
     def strikes(self, name: str, endpoint: str | None = None, seller: str | None = None) -> Fault | None:
         """The fault if it is on and hits this time, which counts as one of its times."""
         fault = self._active.get(name)

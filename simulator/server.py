@@ -105,46 +105,47 @@ class Simulator:
         return errors.no_such_resource(path)
 
     def _allegro(self, endpoint: str, request: Request, argument: str) -> Answer:
-        answer = self._instead(endpoint)
+        seller = self._api.caller(request) if self.faults.name_sellers else None
+        answer = self._instead(endpoint, seller)
         if answer is None:
             if endpoint in AUTH_ENDPOINTS:
                 answer = self._auth.answer(endpoint, request)
             else:
                 answer = self._api.answer(endpoint, request, argument)
-            self._spoil(endpoint, answer)
+            self._spoil(endpoint, seller, answer)
         answer.delay_seconds += self._latency_seconds()
         return answer
 
-    def _instead(self, endpoint: str) -> Answer | None:
+    def _instead(self, endpoint: str, seller: str | None) -> Answer | None:
         """What a fault answers in place of the endpoint."""
         faults = self.faults
-        if faults.strikes("maintenance", endpoint):
+        if faults.strikes("maintenance", endpoint, seller):
             return errors.unavailable(503, 0)
-        if endpoint in AUTH_ENDPOINTS and faults.strikes("captcha_403", endpoint):
+        if endpoint in AUTH_ENDPOINTS and faults.strikes("captcha_403", endpoint, seller):
             return errors.captcha(faults.struck["captcha_403"])
-        limited = faults.strikes("http_429", endpoint)
+        limited = faults.strikes("http_429", endpoint, seller)
         if limited is not None:
             return errors.too_many_requests(limited.amount)
-        broken = faults.strikes("http_5xx", endpoint)
+        broken = faults.strikes("http_5xx", endpoint, seller)
         if broken is not None:
             number = faults.struck["http_5xx"]
             statuses = broken.statuses or (502, 503, 504)
             return errors.unavailable(statuses[number % len(statuses)], number // 3)
-        silent = faults.strikes("timeout", endpoint)
+        silent = faults.strikes("timeout", endpoint, seller)
         if silent is not None:
             return Answer(504, silent_seconds=silent.amount)
         return None
 
-    def _spoil(self, endpoint: str, answer: Answer) -> None:
+    def _spoil(self, endpoint: str, seller: str | None, answer: Answer) -> None:
         """What a fault does to an answer on its way; the request has had its effect."""
         faults = self.faults
-        if faults.strikes("malformed_json", endpoint):
+        if faults.strikes("malformed_json", endpoint, seller):
             answer.body = answer.body[: len(answer.body) * 2 // 3]
-        slow = faults.strikes("slow_body", endpoint)
+        slow = faults.strikes("slow_body", endpoint, seller)
         if slow is not None:
             # Now all of the seconds, now half of them: one is too long for a client that the other only tries.
             answer.drip_seconds = slow.amount if faults.struck["slow_body"] % 2 else slow.amount / 2
-        if faults.strikes("cut_connection", endpoint):
+        if faults.strikes("cut_connection", endpoint, seller):
             # Now before the first byte, now in the middle.
             answer.cut_at = 0 if faults.struck["cut_connection"] % 2 else 200 + len(answer.body) // 2
 

@@ -44,6 +44,15 @@ def test_server_errors_hit_the_chosen_endpoint_in_all_their_forms(start: Start) 
     assert statuses(seller, "/order/events?limit=1") == [200] * 40
 
 
+def test_server_errors_hit_the_chosen_seller_alone(start: Start) -> None:
+    simulator, seller = faulty(start, {})
+    other = simulator.connect()
+    simulator.put("/faults", {"http_5xx": {"sellers": [seller.seller_id]}})
+
+    assert min(statuses(seller, "/order/event-stats")) >= 500
+    assert statuses(other, "/order/event-stats") == [200] * 40
+
+
 def test_faults_strike_the_same_calls_in_every_run(start: Start) -> None:
     runs = [statuses(faulty(start, {"http_429": 0.3})[1], "/order/event-stats") for _ in range(2)]
 
