@@ -79,3 +79,44 @@ async def test_an_outage_pauses_the_work_and_costs_nothing_else(stack: BenchStac
     assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0
     assert {row["status"] for row in await pool.fetch("SELECT status FROM sync_history")} == {"completed"}
     assert await pool.fetchval("SELECT max(consecutive_failures) FROM active_sync_schedules") <= 3
+
+
+_NOTE_OUTAGES = """
+CREATE TABLE noted_outages (since timestamptz);
+CREATE FUNCTION note_outage() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO noted_outages VALUES (NEW.since); RETURN NULL; END $$;
+CREATE TRIGGER note_outage AFTER INSERT ON allegro_outages FOR EACH ROW EXECUTE FUNCTION note_outage();
+"""
+
+
+async def test_a_seller_whose_every_call_fails_is_no_outage_for_the_others(
+    stack: BenchStack, pool: asyncpg.Pool
+) -> None:
+    await pool.execute(_NOTE_OUTAGES)
+    broken, *others = await begin(stack, pool)
+    async with stack.control() as control:
+        with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
+            await until(pool, "SELECT count(*) = 3 FROM sync_history WHERE kind = 'initial' AND status = 'completed'")
+            await control.set_faults({"http_5xx": {"rate": 1.0, "sellers": [broken.seller_id]}})
+            failures = "SELECT consecutive_failures >= 2 FROM active_sync_schedules WHERE user_token_id = $1"
+            await until(pool, failures, broken.token_id)
+
+            loaded = {
+                row[0]: row[1] for row in await pool.fetch("SELECT user_token_id, count(*) FROM orders GROUP BY 1")
+            }
+            await control.start_live(_LIVE_ORDERS, 10, step_seconds=1)
+            for one in others:
+                orders = "SELECT count(*) >= $2 FROM orders WHERE user_token_id = $1"
+                await until(pool, orders, one.token_id, loaded[one.token_id] + _LIVE_ORDERS // _SELLERS)
+            stored_of_broken = await pool.fetchval(
+                "SELECT count(*) FROM orders WHERE user_token_id = $1", broken.token_id
+            )
+            await control.set_faults({})
+            await pool.execute("UPDATE active_sync_schedules SET next_run = now()")  # it would be minutes
+
+            comparison = await compared(stack, pool, [broken, *others])
+
+    assert stored_of_broken == loaded[broken.token_id]
+    assert await pool.fetchval("SELECT count(*) FROM noted_outages") == 0
+    assert comparison.differences == 0, comparison.shown
+    assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0
