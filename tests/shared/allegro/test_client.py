@@ -30,7 +30,7 @@ from tests.builders import AN_ORDER, NOON, after, an_order_body
 from tests.shared.allegro.builders import settings
 
 Answer = httpx.Response | Exception
-NO_OUTAGE: Any = Mock(call=nullcontext)
+NO_OUTAGE: Any = Mock(call=lambda *_: nullcontext())
 
 
 class Clock:
