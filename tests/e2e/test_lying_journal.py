@@ -14,10 +14,7 @@ from devstack.chaos.run import Options, run
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
-def test_after_one_reconciliation_everything_equals_the_ledger(
-    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka_bootstrap)
+def test_after_one_reconciliation_everything_equals_the_ledger() -> None:
     said = io.StringIO()
 
     code = run(
