@@ -49,6 +49,7 @@ from tests.builders import (
     an_observation,
     an_order_body,
     consumed,
+    none_stopped,
 )
 from tests.fuzz.mutations import every_surprise, spoiled
 
@@ -436,6 +437,7 @@ async def test_the_enricher_sets_aside_what_it_cannot_read(value: bytes | None) 
         published,  # type: ignore[arg-type]
         Noon(),  # type: ignore[arg-type]
         RecentLooks(),
+        none_stopped,
         list_lag=after(1) - NOON,
         detail_concurrency=2,
     )
@@ -473,6 +475,7 @@ async def test_a_spoiled_event_or_fetch_is_looked_at_or_set_aside() -> None:
             told,  # type: ignore[arg-type]
             Noon(),  # type: ignore[arg-type]
             RecentLooks(),
+            none_stopped,
             list_lag=after(1) - NOON,
             detail_concurrency=2,
         )
