@@ -160,7 +160,7 @@ WITH task AS (
      WHERE task_id = $1 AND fence = $2 AND status = 'running'
     RETURNING task_id
 )
-UPDATE sync_history r SET last_event_id = $3, requests = r.requests + $4
+UPDATE sync_history r SET last_event_id = $3
   FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 """
 
@@ -388,13 +388,14 @@ class TaskPlanner:
         run_id = await self._run_of(task)
         cursor = await self._cursor(task.token_id)
         position = max(to_event_id(parameters.from_), 0)
-        last = spent = 0
+        last = 0
         while True:
-            await self._heartbeat(task, spent)
+            await self._heartbeat(task, 0)
             async with self._journal(task):
                 with tallied() as tally:
                     page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
-            spent = tally.requests
+            # It may have waited long for its turn: nothing of what was stopped meanwhile is published.
+            await self._heartbeat(task, tally.requests)
             if page.links:
                 last = page.links[-1].event.event_id
                 records = self._reader.records(task.token_id, page, cursor, run_id=run_id, run_last=last)
@@ -402,7 +403,7 @@ class TaskPlanner:
             if page.is_last:
                 break
             position = page.read_up_to
-        await self._pool.execute(_END_READING, task.task_id, task.fence, last, spent)
+        await self._pool.execute(_END_READING, task.task_id, task.fence, last)
 
     @asynccontextmanager
     async def _journal(self, task: Task) -> AsyncIterator[None]:

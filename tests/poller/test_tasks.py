@@ -293,6 +293,23 @@ async def test_a_reading_that_is_stopped_does_not_wait_for_the_writer(
     assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
 
 
+async def test_a_reading_that_is_stopped_while_it_waits_for_a_page_publishes_nothing_of_it(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    await a_task(pool, await a_token(pool), "journal", **{"from": (clock.now() - timedelta(hours=1)).isoformat()})
+    shop.lines = [a_line(to_event_id(clock.now()))]
+
+    async def stop(_token_id: int) -> None:
+        await pool.execute("UPDATE task_history SET status = 'stopping', stop_requested_at = now()")
+
+    shop.on_read = stop
+    for _ in range(2):
+        await replica.turn()
+
+    assert kafka.records == []
+    assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
+
+
 async def test_a_reading_whose_reader_died_is_begun_again_in_the_same_run(
     pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
 ) -> None:
