@@ -554,7 +554,11 @@ async def test_a_stopped_run_of_orders_drops_the_looks_that_only_it_wanted_and_c
 
     assert left == ["b"]
     assert (await task(pool, task_id))["status"] == "stopped"
-    runs = await pool.fetch("SELECT kind, status, orders_processed FROM sync_history ORDER BY kind")
+    # What these looks changed is noted in runs of its own.
+    runs = await pool.fetch(
+        "SELECT kind, status, orders_processed FROM sync_history"
+        " WHERE kind = 'orders' OR last_event_id IS NOT NULL ORDER BY kind"
+    )
     assert [tuple(run) for run in runs] == [("journal", "completed", 1), ("orders", "stopped", 0)]
 
 
