@@ -127,7 +127,9 @@ class OrderFetch(_Record):
     asked_at: AwareDatetime | None = Field(
         default=None, description="by the clock of observed_at; a look made since then needs no other. null: look"
     )
-    run_id: UUID | None = None
+    run_id: UUID | None = Field(
+        default=None, description="the only run that wants the look; null: several do, or none, or it is not known"
+    )
 
 
 class OrderWindow(_Record):

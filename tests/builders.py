@@ -1,6 +1,7 @@
 """Small builders of records: each takes the one thing a test is about, the rest is plausible."""
 
 import json
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -20,6 +21,11 @@ AN_ORDER = "7721b2f0-c4e8-11f1-904f-89bb34047197"
 def after(seconds: float) -> datetime:
     """So many seconds after noon."""
     return NOON + timedelta(seconds=seconds)
+
+
+async def none_stopped(_token_id: int, _asked: Mapping[str, UUID]) -> Collection[str]:
+    """Every look is wanted still (services.enricher.stopped)."""
+    return ()
 
 
 def an_order_body(order_id: str = AN_ORDER, *, bought_at: datetime = NOON, **fields: Any) -> RawJson:

@@ -15,6 +15,7 @@ from services.enricher.owed import OwedLooks
 from services.enricher.publish import SERVICE, Publisher
 from services.enricher.recent import RecentLooks
 from services.enricher.settings import EnricherSettings
+from services.enricher.stopped import StoppedLooks
 from shared.allegro.connection import connect
 from shared.database import close_pool, wait_for_pool
 from shared.delivery import open_consumer
@@ -52,6 +53,7 @@ def build_app(settings: EnricherSettings, *, transport: httpx.AsyncBaseTransport
                 publisher,
                 allegro.clock,
                 RecentLooks(),
+                StoppedLooks(pool).among,
                 list_lag=list_lag,
                 detail_concurrency=settings.enricher_detail_concurrency,
             )

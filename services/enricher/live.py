@@ -16,6 +16,7 @@ from services.enricher.merge import Wanted, merge, plan
 from services.enricher.publish import Publisher
 from services.enricher.recent import RecentLooks
 from services.enricher.retry import RETRY_WITHOUT_ACCESS, retry_delay
+from services.enricher.stopped import StoppedOf, StopWatch
 from shared.allegro.bodies import ListedOrder, OrderPage
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import (
@@ -58,6 +59,7 @@ class LiveHandler:
         publisher: Publisher,
         clock: Clock,
         recent: RecentLooks,
+        stopped_of: StoppedOf,
         *,
         list_lag: timedelta,
         detail_concurrency: int,
@@ -66,6 +68,7 @@ class LiveHandler:
         self._publisher = publisher
         self._clock = clock
         self._recent = recent
+        self._stopped_of = stopped_of
         self._list_lag = list_lag
         self._detail_concurrency = detail_concurrency
 
@@ -115,16 +118,20 @@ class LiveHandler:
     ) -> None:
         """Single fetches; a result is published as soon as those before it are acknowledged, with what came meanwhile.
 
-        So no fetch waits for Kafka, and no result waits for a slower answer to another fetch. `spent` are requests that
-        were made in vain before, by order.
+        So no fetch waits for Kafka, and no result waits for a slower answer to another fetch. A look that nobody wants
+        any more is not made. `spent` are requests that were made in vain before, by order.
         """
         waiting = iter(wanted)
+        stops = StopWatch(self._stopped_of, token_id, wanted)
         # What was fetched and cannot be published is fetched again: not much of it, therefore.
-        results: asyncio.Queue[_Look] = asyncio.Queue(maxsize=2 * self._detail_concurrency)
+        results: asyncio.Queue[_Look | None] = asyncio.Queue(maxsize=2 * self._detail_concurrency)
 
         async def fetch() -> None:
             for request in waiting:
                 order_id = request.order_id
+                if await stops.is_stopped(request):
+                    await results.put(None)
+                    continue
                 await results.put(await self._single(token_id, request, origins[order_id], spent.get(order_id, 0)))
 
         async def publish() -> None:
@@ -133,7 +140,7 @@ class LiveHandler:
                 ready = [await results.get()]
                 while not results.empty():
                     ready.append(results.get_nowait())
-                await self._publish(ready)
+                await self._publish(look for look in ready if look is not None)
                 published += len(ready)
 
         await _all([publish(), *(fetch() for _ in range(min(self._detail_concurrency, len(wanted))))])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from services.enricher.hunt import Quarry
 from services.enricher.recent import RecentLooks
@@ -21,6 +22,8 @@ class Wanted:
     bought_at: datetime | None
     attempts: int
     wanted_by: frozenset[WantedBy] = frozenset()
+    only_for: UUID | None = None
+    """The run that alone wants the look, as far as its records tell: it is not needed when that run was stopped."""
 
 
 def merge(records: Iterable[OrderEvent | OrderFetch], recent: RecentLooks) -> list[Wanted]:
@@ -44,7 +47,9 @@ def _wanted(record: OrderEvent | OrderFetch, recent: RecentLooks) -> Wanted | No
             asked_at = record.asked_at
             if asked_at and recent.since((record.token_id, record.order_id), max(record.wanted_after, asked_at)):
                 return None
-            return Wanted(record.order_id, record.wanted_after, record.bought_at, record.attempts)
+            return Wanted(
+                record.order_id, record.wanted_after, record.bought_at, record.attempts, only_for=record.run_id
+            )
         case OrderEvent(order_id=str(order_id), fetch=True):
             if recent.since((record.token_id, order_id), record.wanted_after):
                 return None
@@ -60,6 +65,7 @@ def _both(one: Wanted, other: Wanted) -> Wanted:
         max(filter(None, (one.bought_at, other.bought_at)), default=None),
         max(one.attempts, other.attempts),
         one.wanted_by | other.wanted_by,
+        one.only_for if one.only_for == other.only_for else None,
     )
 
 

@@ -15,7 +15,8 @@ _UNKNOWN_OFFSET = -1
 # for its next attempt, which the poller sends.
 # language=sql
 _OWED = """
-SELECT allegro_order_id, wanted_after, bought_at, coalesce(bought_at, to_timestamp(0)) AS place
+SELECT allegro_order_id, wanted_after, bought_at, coalesce(bought_at, to_timestamp(0)) AS place,
+       CASE WHEN cardinality(run_ids) = 1 THEN run_ids[1] END AS run_id
   FROM pending_fetches
  WHERE user_token_id = $1 AND attempts = 0
    AND (coalesce(bought_at, to_timestamp(0)), allegro_order_id) > ($2, $3)
@@ -48,6 +49,7 @@ class OwedLooks:
                 bought_at=row["bought_at"],
                 # A look that was made meanwhile is on its way to the database.
                 asked_at=row["wanted_after"],
+                run_id=row["run_id"],
             )
             for row in rows
         ]

@@ -62,6 +62,7 @@ UPDATE pending_fetches p
   FROM placed d WHERE p.user_token_id = d.user_token_id AND p.allegro_order_id = d.allegro_order_id
 RETURNING p.user_token_id, p.allegro_order_id, p.wanted_after, p.bought_at, p.attempts, clock_timestamp() AS asked_at,
           d.round = 0 AS is_sent,
+          CASE WHEN cardinality(p.run_ids) = 1 THEN p.run_ids[1] END AS run_id,
           (SELECT ARRAY[h.correlation_id, h.traceparent] FROM sync_history r JOIN task_history h USING (task_id)
             WHERE r.run_id = ANY(p.run_ids) AND h.correlation_id IS NOT NULL LIMIT 1) AS request
 """
@@ -201,4 +202,5 @@ def _fetch(row: asyncpg.Record) -> OrderFetch:
         bought_at=row["bought_at"],
         attempts=row["attempts"],
         asked_at=row["asked_at"],
+        run_id=row["run_id"],
     )

@@ -43,10 +43,18 @@ _MAX_ERROR_LENGTH = 500
 # A reading that is under way: its run must not end before its last event is known.
 _UNKNOWN_YET = 2**63 - 1
 
-# One listing of a token at a time, and one re-reading of its journal, the oldest first; the others stay queued. A
-# re-reading whose reader died is begun again: its lease has run out (that of one that has read all is null).
+
+def _order_ids(task: str) -> str:
+    """The orders that a task of this alias asks for, whatever its parameters look like. SQL."""
+    ids = f"{task}.parameters -> 'order_ids'"
+    return f"SELECT jsonb_array_elements_text(CASE jsonb_typeof({ids}) WHEN 'array' THEN {ids} ELSE '[]' END)"
+
+
+# One listing of a token at a time, and one re-reading of its journal, the oldest first; the others stay queued. So do
+# certain orders while an earlier task wants one of them, or a run waits for it. A re-reading whose reader died is begun
+# again: its lease has run out (that of one that has read all is null).
 # language=sql
-_CLAIM = """
+_CLAIM = f"""
 WITH due AS (
     SELECT h.task_id
       FROM task_history h
@@ -65,6 +73,15 @@ WITH due AS (
                  WHERE o.user_token_id = h.user_token_id AND o.kind = 'journal'
                    AND (o.status IN ('running', 'stopping') AND o.lease_until IS NOT NULL
                         OR o.status = 'queued' AND (o.created_at, o.task_id) < (h.created_at, h.task_id))))
+       AND NOT (h.kind = 'orders' AND EXISTS (
+                SELECT FROM task_history o
+                 WHERE o.user_token_id = h.user_token_id AND o.kind = 'orders' AND o.status = 'queued'
+                   AND (o.created_at, o.task_id) < (h.created_at, h.task_id)
+                   AND EXISTS ({_order_ids("o")} INTERSECT {_order_ids("h")})))
+       AND NOT (h.kind = 'orders' AND EXISTS (
+                SELECT FROM pending_fetches p JOIN sync_history r ON r.run_id = ANY(p.run_ids)
+                 WHERE p.user_token_id = h.user_token_id AND p.allegro_order_id = ANY(ARRAY({_order_ids("h")}))
+                   AND r.kind = 'orders' AND r.completed_at IS NULL))
      ORDER BY h.created_at
      LIMIT $2
        FOR UPDATE OF h SKIP LOCKED
@@ -74,7 +91,7 @@ UPDATE task_history h
   FROM due WHERE h.task_id = due.task_id
 RETURNING h.task_id, h.user_token_id, h.user_id, h.kind, h.parameters, h.correlation_id, h.traceparent,
           h.fence, h.status
-"""
+"""  # noqa: S608 - constants
 
 # The task's row is locked by this update, so a stop that is asked for at the same moment comes before or after it.
 # language=sql
@@ -120,6 +137,12 @@ SELECT EXISTS (SELECT FROM task_history
                   AND lease_until IS NOT NULL)
 """
 
+_ARE_WANTED = """
+SELECT EXISTS (SELECT FROM pending_fetches p JOIN sync_history r ON r.run_id = ANY(p.run_ids)
+                WHERE p.user_token_id = $1 AND p.allegro_order_id = ANY($2::text[])
+                  AND r.kind = 'orders' AND r.completed_at IS NULL)
+"""
+
 _CREATE_WINDOW = """
 INSERT INTO run_windows (run_id, user_token_id, bought_from, bought_to, position) VALUES ($1, $2, $3, $4, $3)
 """
@@ -160,7 +183,7 @@ WITH task AS (
      WHERE task_id = $1 AND fence = $2 AND status = 'running'
     RETURNING task_id
 )
-UPDATE sync_history r SET last_event_id = $3, requests = r.requests + $4
+UPDATE sync_history r SET last_event_id = $3
   FROM task WHERE r.task_id = task.task_id AND r.completed_at IS NULL
 """
 
@@ -378,6 +401,9 @@ class TaskPlanner:
         unique = sorted(set(parameters.order_ids))
         run_id = uuid4()
         async with self._pool.acquire() as connection, connection.transaction():
+            await self._lock(connection, task)
+            if await connection.fetchval(_ARE_WANTED, task.token_id, unique):
+                raise TransientError("another run of some of these orders is going on")
             await self._begin(connection, task, run_id, expected=len(unique))
             await connection.execute(_OWE, task.token_id, unique, run_id)
 
@@ -392,13 +418,14 @@ class TaskPlanner:
         run_id = await self._run_of(task)
         cursor = await self._cursor(task.token_id)
         position = max(to_event_id(parameters.from_), 0)
-        last = spent = 0
+        last = 0
         while True:
-            await self._heartbeat(task, spent)
+            await self._heartbeat(task, 0)
             async with self._journal(task):
                 with tallied() as tally:
                     page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
-            spent = tally.requests
+            # It may have waited long for its turn: nothing of what was stopped meanwhile is published.
+            await self._heartbeat(task, tally.requests)
             if page.links:
                 last = page.links[-1].event.event_id
                 records = self._reader.records(task.token_id, page, cursor, run_id=run_id, run_last=last)
@@ -406,7 +433,7 @@ class TaskPlanner:
             if page.is_last:
                 break
             position = page.read_up_to
-        await self._pool.execute(_END_READING, task.task_id, task.fence, last, spent)
+        await self._pool.execute(_END_READING, task.task_id, task.fence, last)
 
     @asynccontextmanager
     async def _journal(self, task: Task) -> AsyncIterator[None]:

@@ -45,6 +45,27 @@ async def start(api: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     return task
 
 
+async def a_run_of(pool: asyncpg.Pool, task: dict[str, Any]) -> None:
+    """The poller has begun the task."""
+    task_id = UUID(task["task_id"])
+    await pool.execute("UPDATE task_history SET status = 'running' WHERE task_id = $1", task_id)
+    await pool.execute(
+        "INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind)"
+        " SELECT task_id, task_id, user_token_id, user_id, kind FROM task_history WHERE task_id = $1",
+        task_id,
+    )
+
+
+async def a_listing_that_runs(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    """Of everything; it stands at its beginning."""
+    await a_run_of(pool, await start(api, kind="full"))
+    await pool.execute(
+        "INSERT INTO run_windows (run_id, user_token_id, bought_from, bought_to, position)"
+        " SELECT run_id, user_token_id, now() - interval '366 days', now() + interval '10 minutes',"
+        " now() - interval '366 days' FROM sync_history"
+    )
+
+
 class TestCovering:
     @given(FRAMES, FRAMES, FRAMES)
     def test_covering_is_an_order(self, one: Any, two: Any, three: Any) -> None:
@@ -61,9 +82,11 @@ class TestCovering:
             ({"from": "2026-01-01T00:00:00Z", "to": "2026-03-01T00:00:00Z"}, {"from": "2026-02-01T00:00:00Z"}, False),
             ({"from": "2026-01-01T00:00:00Z"}, {"from": "2026-01-01T01:00:00+02:00"}, False),
             ({"to": "2026-03-01T00:00:00Z"}, {"to": "2026-02-01T00:00:00Z"}, True),
+            ({"order_ids": ["a", "b"]}, {"order_ids": ["b"]}, True),
+            ({"order_ids": ["a", "b"]}, {"order_ids": ["b", "c"]}, False),
         ],
     )
-    def test_examples(self, present: dict[str, str], wanted: dict[str, str], expected: bool) -> None:
+    def test_examples(self, present: dict[str, Any], wanted: dict[str, Any], expected: bool) -> None:
         assert covers(present, wanted) is expected
 
 
@@ -112,19 +135,7 @@ class TestTasks:
     ) -> None:
         """It would not see what changes where it has been."""
         await a_connected_seller(api)
-        listing = await start(api, kind="full")
-        await pool.execute("UPDATE task_history SET status = 'running' WHERE task_id = $1", UUID(listing["task_id"]))
-        await pool.execute(
-            "INSERT INTO sync_history (run_id, task_id, user_token_id, user_id, kind)"
-            " SELECT task_id, task_id, user_token_id, user_id, kind FROM task_history WHERE task_id = $1",
-            UUID(listing["task_id"]),
-        )
-        await pool.execute(
-            "INSERT INTO run_windows (run_id, user_token_id, bought_from, bought_to, position)"
-            " SELECT run_id, user_token_id, now() - interval '366 days', now(), now() - interval '366 days'"
-            " FROM sync_history WHERE task_id = $1",
-            UUID(listing["task_id"]),
-        )
+        await a_listing_that_runs(api, pool)
         at_the_beginning = await start(api, kind="full")
         await pool.execute("UPDATE run_windows SET position = '2026-06-01T00:00:00Z'")
 
@@ -138,6 +149,51 @@ class TestTasks:
             *(False, False, True),
         ]
         assert again["task_id"] == everything["task_id"]
+
+    async def test_a_listing_that_waited_so_long_that_its_end_has_passed_is_joined_for_what_lies_before_that(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+    ) -> None:
+        await a_connected_seller(api)
+        await a_listing_that_runs(api, pool)
+        await pool.execute("UPDATE run_windows SET bought_to = '2026-09-01T00:00:00Z'")
+        start_of_year = {"from": "2026-01-01T00:00:00Z"}
+
+        before = await start(api, **start_of_year, to="2026-09-01T00:00:00Z")
+        beyond = await start(api, **start_of_year, to="2026-09-01T00:00:01Z")
+        until_now = await start(api, **start_of_year)
+        everything = await start(api, kind="full")
+
+        assert [task["joined"] for task in (before, beyond, until_now, everything)] == [True, False, False, False]
+
+    async def test_orders_join_a_task_that_asks_for_all_of_them(self, api: httpx.AsyncClient) -> None:
+        await a_connected_seller(api)
+
+        same = await asyncio.gather(*(start(api, kind="orders", order_ids=["a", "b"]) for _ in range(20)))
+        fewer = await start(api, kind="orders", order_ids=["b"])
+        more = await start(api, kind="orders", order_ids=["b", "c"])
+
+        assert len({task["task_id"] for task in [*same, fewer]}) == 1
+        assert sorted(task["joined"] for task in same) == [False] + [True] * 19
+        assert (fewer["joined"], more["joined"]) == (True, False)
+
+    async def test_orders_join_a_run_that_has_looked_at_none_of_them_and_what_was_tried_in_vain_is_tried_now(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+    ) -> None:
+        await a_connected_seller(api)
+        first = await start(api, kind="orders", order_ids=["a", "b", "c"])
+        await a_run_of(pool, first)
+        await pool.execute(
+            "INSERT INTO pending_fetches (user_token_id, allegro_order_id, wanted_after, run_ids, attempts,"
+            " next_attempt_at) SELECT user_token_id, o, now(), ARRAY[run_id], 1, now() + interval '6 hours'"
+            " FROM sync_history, unnest(ARRAY['b', 'c']) o"
+        )
+
+        owed = await start(api, kind="orders", order_ids=["b"])
+        looked_at = await start(api, kind="orders", order_ids=["a", "b"])
+
+        assert (owed["task_id"], owed["joined"], looked_at["joined"]) == (first["task_id"], True, False)
+        due = await pool.fetch("SELECT allegro_order_id FROM pending_fetches WHERE next_attempt_at <= now()")
+        assert [row["allegro_order_id"] for row in due] == ["b"]
 
     async def test_a_listing_that_is_being_stopped_is_not_joined(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool

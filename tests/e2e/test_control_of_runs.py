@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -54,13 +55,13 @@ class Apis:
         await asyncio.gather(*(client.aclose() for client in self._clients))
 
 
-async def fetched_after(stack: BenchStack, heard: timedelta) -> int:
-    """Pages that were asked for later than a stop may take, when it was heard after so long."""
+async def fetched_after(stack: BenchStack, heard: timedelta, endpoint: str = "list") -> int:
+    """Requests that were made later than a stop may take, when it was heard after so long."""
     await asyncio.sleep(max((_HEARD_WITHIN - heard).total_seconds(), 0))
     async with stack.control() as control:
-        before = (await control.requests())["list"]
+        before = (await control.requests())[endpoint]
         await asyncio.sleep(_LATER_SECONDS)
-        return (await control.requests())["list"] - before
+        return (await control.requests())[endpoint] - before
 
 
 async def heard_after(pool: asyncpg.Pool, task_id: str) -> timedelta:
@@ -112,6 +113,29 @@ async def test_many_requests_are_one_load_and_a_stop_is_heard_in_the_middle_of_i
     )
     assert overlapping == 0
     assert await pool.fetchval("SELECT count(*) FROM orders") == _ORDERS
+
+
+async def test_a_stop_is_heard_in_the_middle_of_a_thousand_looks_that_many_asked_for(
+    stack: BenchStack, pool: asyncpg.Pool
+) -> None:
+    await stack.connect_sellers(pool, 1)
+    await pool.execute("INSERT INTO journal_cursors (user_token_id, stored_event_id) SELECT id, 0 FROM user_tokens")
+    wanted = {"kind": "orders", "order_ids": [str(uuid4()) for _ in range(1000)]}
+    with stack.services(stack.environment(), api=2, poller=3, enricher=2, writer=2) as replicas:
+        apis = Apis(replicas["api"])
+        try:
+            asked = await asyncio.gather(*(apis.post("/manual/bench-0", wanted) for _ in range(20)))
+            await until(pool, "SELECT sum(orders_processed) > 50 FROM sync_history")
+            await apis.post(f"/tasks/{asked[0]['task_id']}/stop")
+            heard = await heard_after(pool, asked[0]["task_id"])
+            fetched = await fetched_after(stack, heard, "detail")
+        finally:
+            await apis.close()
+
+    assert len({task["task_id"] for task in asked}) == 1
+    assert heard <= _HEARD_WITHIN
+    assert fetched == 0
+    assert [tuple(row) for row in await pool.fetch("SELECT kind, status FROM sync_history")] == [("orders", "stopped")]
 
 
 async def test_a_stop_waits_for_nobody_who_is_away(stack: BenchStack, pool: asyncpg.Pool) -> None:

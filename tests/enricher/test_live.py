@@ -1,8 +1,9 @@
 """Events become looks: what is published for each outcome, and how many requests it takes (P6, E2)."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import pytest
 from aiokafka import ConsumerRecord
@@ -21,7 +22,7 @@ from shared.allegro.errors import (
 from shared.allegro.tally import note_request
 from shared.kafka import PublishFailedError
 from shared.messages import OrderFetch, OrderFetchFailed, OrderMissing, OrderObserved, Record, WantedBy
-from tests.builders import NOON, after, an_event, an_order_body, consumed
+from tests.builders import A_RUN, NOON, after, an_event, an_order_body, consumed
 
 LAG = timedelta(seconds=30)
 
@@ -95,10 +96,26 @@ class Published:
         self.letters.append((record.value, type(error).__name__, attempts))
 
 
+class Stops:
+    """Knows which looks nobody wants any more, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.stopped: set[str] = set()
+        self.asked: list[Collection[str]] = []
+        self.failing: Exception | None = None
+
+    async def among(self, _token_id: int, asked: Mapping[str, UUID]) -> Collection[str]:
+        self.asked.append(set(asked))
+        if self.failing is not None:
+            raise self.failing
+        return self.stopped & set(asked)
+
+
 class World:
     """A handler between a seller and a topic."""
 
     def __init__(self) -> None:
+        self.stops = Stops()
         self.clock = Clock()
         self.allegro = Allegro(self.clock)
         self.published = Published()
@@ -107,6 +124,7 @@ class World:
             self.published,  # type: ignore[arg-type]
             self.clock,
             RecentLooks(),
+            self.stops.among,
             list_lag=LAG,
             detail_concurrency=4,
         )
@@ -319,3 +337,50 @@ async def test_in_an_outage_nothing_is_an_attempt(world: World) -> None:
     assert sorted(seen) == ["o-1", "o-2", "o-3"]
     assert len(world.published.records) == 3
     assert world.published.letters == []
+
+
+def a_fetch(number: int) -> OrderFetch:
+    """A look that one run wants."""
+    return OrderFetch(token_id=1, order_id=f"o-{number}", wanted_after=NOON, run_id=A_RUN)
+
+
+async def test_looks_of_a_stopped_run_are_not_made_but_those_that_an_event_wants_are(world: World) -> None:
+    world.stops.stopped = {"o-1", "o-2", "o-3"}
+    unknown = a_fetch(3).model_copy(update={"run_id": None})
+
+    looked = await world.handle(a_fetch(1), a_fetch(2), an_event(1, order_id="o-2"), unknown, a_fetch(4))
+
+    assert sorted(world.allegro.details) == ["o-2", "o-3", "o-4"]
+    assert len(looked) == 3
+    assert world.stops.asked == [{"o-1", "o-4"}]
+
+
+async def test_a_stop_is_heard_in_the_middle_of_many_looks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.enricher.stopped._LOOK_SECONDS", 0)
+    world.allegro.stuck = {f"o-{number}": asyncio.Event() for number in range(4, 90)}
+    work = asyncio.create_task(world.handle(*[a_fetch(number) for number in range(90)]))
+    await world.published.until(4)
+
+    world.stops.stopped = {f"o-{number}" for number in range(90)}
+    for stuck in world.allegro.stuck.values():
+        stuck.set()
+    looked = await work
+
+    assert len(looked) == len(world.allegro.details) == 8  # those that were under way, and no other
+
+
+async def test_while_nobody_can_say_what_was_stopped_the_records_wait(world: World) -> None:
+    world.stops.failing = ConnectionError("away")
+
+    with pytest.raises(ConnectionError):
+        await world.handle(a_fetch(1))
+    world.stops.failing = None
+    await world.handle(a_fetch(1))
+
+    assert world.allegro.details == ["o-1"]
+
+
+async def test_events_cost_no_question_about_stops(world: World) -> None:
+    await world.handle(*[an_event(number, order_id=f"o-{number}") for number in range(5)])
+
+    assert world.stops.asked == []

@@ -6,7 +6,7 @@ from services.enricher.hunt import Quarry
 from services.enricher.merge import Plan, Wanted, merge, plan
 from services.enricher.recent import RecentLooks
 from services.enricher.retry import retry_delay
-from shared.messages import OrderFetch
+from shared.messages import OrderEvent, OrderFetch
 from tests.builders import A_RUN, ANOTHER_RUN, NOON, after, an_event
 
 LAG = timedelta(seconds=30)
@@ -57,6 +57,24 @@ def test_what_the_poller_sends_again_is_looked_at_unless_it_was_since_the_poller
 
 def test_events_covered_by_the_initial_load_or_without_an_order_ask_for_nothing() -> None:
     assert merge([an_event(1, fetch=False), an_event(2, order_id=None)], RecentLooks()) == []
+
+
+def test_a_look_is_for_one_run_only_where_all_its_records_say_so() -> None:
+    ours, theirs, anybodys = (
+        OrderFetch(token_id=1, order_id="a", wanted_after=NOON, run_id=run_id) for run_id in (A_RUN, ANOTHER_RUN, None)
+    )
+    event = an_event(1, order_id="a", run_id=A_RUN)
+
+    groups: list[list[OrderEvent | OrderFetch]] = [
+        [ours, ours],
+        [ours, theirs],
+        [ours, anybodys],
+        [ours, event],
+        [event, ours],
+    ]
+    only_for = [merge(records, RecentLooks())[0].only_for for records in groups]
+
+    assert only_for == [A_RUN, None, None, None, None]
 
 
 def test_only_what_is_older_than_the_list_lag_and_a_minute_is_hunted() -> None:

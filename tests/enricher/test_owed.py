@@ -10,7 +10,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from services.enricher.owed import OwedLooks
 from shared.database import open_pool
 from shared.messages import OrderFetch, decode
-from tests.builders import NOON, a_token, after
+from tests.builders import A_RUN, ANOTHER_RUN, NOON, a_token, after
 
 pytestmark = pytest.mark.integration
 
@@ -68,6 +68,19 @@ async def test_all_that_is_owed_and_not_tried_yet_is_read_part_by_part_in_the_or
         *("o-6", "o-7", "o-4", "o-5", "o-2", "o-3", "o-1"),
     ]
     assert {(record.topic, record.partition, record.key) for record in read} == {("order-events", 2, b"1")}
+
+
+async def test_a_look_that_one_run_wants_names_it(pool: asyncpg.Pool) -> None:
+    for order_id, run_ids in (("a", [A_RUN]), ("b", [A_RUN, ANOTHER_RUN]), ("c", [])):
+        await owe(pool, order_id, NOON)
+        await pool.execute(
+            "UPDATE pending_fetches SET run_ids = $2 WHERE allegro_order_id = $1", order_id, list(run_ids)
+        )
+
+    records, _ = await OwedLooks(pool, at_a_time=3).read(LANE, None)
+
+    looks = [decode(record.value) for record in records]
+    assert [look.run_id for look in looks if isinstance(look, OrderFetch)] == [A_RUN, None, None]
 
 
 @pytest.mark.parametrize("key", [b"", b"x", b"9" * 30])

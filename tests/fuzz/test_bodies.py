@@ -24,7 +24,7 @@ from shared.allegro.oauth import AllegroOAuth
 from shared.encryption import Secret
 from shared.messages import OrderEvent, OrderObserved, Record, decode
 from shared.request_limits import Endpoint
-from tests.builders import A_RUN, NOON, after, an_event, an_order_body, consumed
+from tests.builders import A_RUN, NOON, after, an_event, an_order_body, consumed, none_stopped
 from tests.fuzz.allegro import an_allegro
 from tests.fuzz.mutations import every_surprise, spoiled
 from tests.shared.allegro import builders
@@ -230,6 +230,7 @@ async def _looked_at(body: bytes) -> None:
             published,  # type: ignore[arg-type]
             Noon(),
             RecentLooks(),
+            none_stopped,
             list_lag=timedelta(seconds=30),
             detail_concurrency=1,
         )

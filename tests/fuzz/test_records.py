@@ -49,6 +49,7 @@ from tests.builders import (
     an_observation,
     an_order_body,
     consumed,
+    none_stopped,
 )
 from tests.fuzz.mutations import every_surprise, spoiled
 
@@ -427,19 +428,24 @@ async def test_a_spoiled_window_is_walked_or_set_aside() -> None:
     assert windows.asked > 0
 
 
+def a_live_handler(allegro: NoOrders, published: Published) -> LiveHandler:
+    return LiveHandler(
+        allegro,  # type: ignore[arg-type]
+        published,  # type: ignore[arg-type]
+        Noon(),  # type: ignore[arg-type]
+        RecentLooks(),
+        none_stopped,
+        list_lag=after(1) - NOON,
+        detail_concurrency=2,
+    )
+
+
 @pytest.mark.parametrize(
     "value", [None, b"", b"{", b"\xff", b"null", b"[]", b"[" * 200_000, b'{"kind":"order-window"}']
 )
 async def test_the_enricher_sets_aside_what_it_cannot_read(value: bytes | None) -> None:
     published = Published()
-    handler = LiveHandler(
-        NoOrders(),  # type: ignore[arg-type]
-        published,  # type: ignore[arg-type]
-        Noon(),  # type: ignore[arg-type]
-        RecentLooks(),
-        list_lag=after(1) - NOON,
-        detail_concurrency=2,
-    )
+    handler = a_live_handler(NoOrders(), published)
 
     await handler.handle([consumed(value, topic="order-events")])
 
@@ -469,15 +475,7 @@ async def test_a_spoiled_event_or_fetch_is_looked_at_or_set_aside() -> None:
 
     for value in values:
         told = Told()
-        handler = LiveHandler(
-            Gone(),  # type: ignore[arg-type]
-            told,  # type: ignore[arg-type]
-            Noon(),  # type: ignore[arg-type]
-            RecentLooks(),
-            list_lag=after(1) - NOON,
-            detail_concurrency=2,
-        )
-        await handler.handle([consumed(value, topic="order-events")])
+        await a_live_handler(Gone(), told).handle([consumed(value, topic="order-events")])
         # An event that wants no look, or names no order, is for the writer alone.
         wants_none = not told.letters and isinstance(event := decode(value), OrderEvent) and not _wants_a_look(event)
         assert len(told.letters) + len(told.looks) == (0 if wants_none else 1), value

@@ -31,7 +31,18 @@ from shared.kafka import MAX_RECORD_BYTES, RecordProducer
 from shared.kafka_batches import OutgoingRecord
 from shared.messages import OrderFetch, OrderWindow, RawJson, decode
 from shared.settings import KafkaSettings
-from tests.builders import A_RUN, NOON, a_run, a_token, after, an_event, an_observation, an_order_body, consumed
+from tests.builders import (
+    A_RUN,
+    NOON,
+    a_run,
+    a_token,
+    after,
+    an_event,
+    an_observation,
+    an_order_body,
+    consumed,
+    none_stopped,
+)
 from tests.fuzz.allegro import an_allegro
 from tests.poller.conftest import SETTINGS, a_schedule
 from tests.writer.test_consume import a_writer, running, until
@@ -155,6 +166,7 @@ async def _look_at(world: World, allegro: AllegroClient, numbers: range) -> None
         Results(world.producer, world.settings.topics),
         Noon(),
         RecentLooks(),
+        none_stopped,
         list_lag=LAG,
         detail_concurrency=4,
     )

@@ -22,7 +22,7 @@ from services.writer.store import Store
 from shared.allegro.errors import AccessDeniedError, AllegroUnavailableError
 from shared.clock import DatabaseClock, to_event_id
 from shared.kafka import PublishFailedError
-from shared.messages import OrderWindow, WindowPlace
+from shared.messages import OrderFetch, OrderWindow, WindowPlace
 from shared.topics import Topics
 from tests.builders import a_token, an_event, an_observation, consumed
 from tests.poller.conftest import SETTINGS, Kafka, Shop, a_schedule, a_task
@@ -293,6 +293,23 @@ async def test_a_reading_that_is_stopped_does_not_wait_for_the_writer(
     assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
 
 
+async def test_a_reading_that_is_stopped_while_it_waits_for_a_page_publishes_nothing_of_it(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    await a_task(pool, await a_token(pool), "journal", **{"from": (clock.now() - timedelta(hours=1)).isoformat()})
+    shop.lines = [a_line(to_event_id(clock.now()))]
+
+    async def stop(_token_id: int) -> None:
+        await pool.execute("UPDATE task_history SET status = 'stopping', stop_requested_at = now()")
+
+    shop.on_read = stop
+    for _ in range(2):
+        await replica.turn()
+
+    assert kafka.records == []
+    assert await pool.fetchval("SELECT status FROM sync_history") == "stopped"
+
+
 async def test_a_reading_whose_reader_died_is_begun_again_in_the_same_run(
     pool: asyncpg.Pool, replica: Replica, shop: Shop, kafka: Kafka, clock: DatabaseClock
 ) -> None:
@@ -361,26 +378,82 @@ async def test_a_reading_that_was_claimed_beside_an_earlier_one_waits(
     assert (waiting["status"], waiting["error"]) == ("queued", "another reading of this journal is running")
 
 
-async def test_an_order_that_two_runs_ask_for_is_owed_once(pool: asyncpg.Pool, replica: Replica) -> None:
+async def owed_to_runs(pool: asyncpg.Pool) -> list[tuple[str, int]]:
+    """The orders that are owed a look, and how many runs want it."""
+    rows = await pool.fetch(
+        "SELECT allegro_order_id, cardinality(run_ids) FROM pending_fetches ORDER BY allegro_order_id"
+    )
+    return [tuple(row) for row in rows]
+
+
+async def look_at(pool: asyncpg.Pool, replica: Replica, token_id: int, *order_ids: str) -> None:
+    """The writer stores looks at these orders."""
+    seen = [an_observation(replica.clock.now(), order_id=order_id, token_id=token_id) for order_id in order_ids]
+    await Store(pool).apply(collect([consumed(look) for look in seen], dead_letter_topic="dead"))
+
+
+async def test_an_order_that_an_event_and_a_run_want_is_owed_once(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka
+) -> None:
     token_id = await a_token(pool)
-    for order_ids in (["a", "b"], ["b", "c"]):
-        await a_task(pool, token_id, "orders", order_ids=order_ids)
+    await kafka.publish_all("order-events", [(b"1", an_event(100, order_id="a").encode(), [])])
+    await a_task(pool, token_id, "orders", order_ids=["a", "b"])
 
     await replica.turn()
-    await Store(pool).apply(
-        collect(
-            [
-                consumed(an_observation(replica.clock.now(), order_id=order_id, token_id=token_id))
-                for order_id in ("b", "c")
-            ],
-            dead_letter_topic="dead",
-        )
-    )
+    owed = await owed_to_runs(pool)
+    await look_at(pool, replica, token_id, "a", "b")
 
-    owed = await pool.fetch("SELECT allegro_order_id, cardinality(run_ids) AS runs FROM pending_fetches")
-    ended = await pool.fetch("SELECT orders_expected, orders_processed, status FROM sync_history ORDER BY status")
-    assert [tuple(row) for row in owed] == [("a", 1)]
-    assert [tuple(row) for row in ended] == [(2, 2, "completed"), (2, 1, "running")]
+    runs = await pool.fetch("SELECT kind, status, orders_processed FROM sync_history ORDER BY kind")
+    assert owed == [("a", 2), ("b", 1)]
+    assert [tuple(run) for run in runs] == [("journal", "completed", 1), ("orders", "completed", 2)]
+
+
+async def test_orders_that_another_run_is_to_look_at_wait_until_it_has(
+    pool: asyncpg.Pool, shop: Shop, kafka: Kafka, clock: DatabaseClock
+) -> None:
+    token_id, other_id = await a_token(pool), await a_token(pool, user_id="shop-2")
+    first = await a_task(pool, token_id, "orders", order_ids=["a", "b"])
+    behind = await a_task(pool, token_id, "orders", order_ids=["b", "c"])
+    last = await a_task(pool, token_id, "orders", order_ids=["c", "d"])
+    beside = await a_task(pool, token_id, "orders", order_ids=["e"])
+    elsewhere = await a_task(pool, other_id, "orders", order_ids=["a", "b"])
+    replicas = [Replica(pool, shop, kafka, clock, f"replica-{number}") for number in range(4)]
+
+    async def running() -> set[Any]:
+        for _ in range(2):
+            await asyncio.gather(*(replica.turn() for replica in replicas))
+        return {row["task_id"] for row in await pool.fetch("SELECT task_id FROM sync_history")}
+
+    at_once = await running()
+    await look_at(pool, replicas[0], token_id, "a")
+    while_b_is_owed = await running()
+    await look_at(pool, replicas[0], token_id, "b")
+    when_b_was_looked_at = await running()
+    await look_at(pool, replicas[0], token_id, "b", "c")
+    in_the_end = await running()
+
+    assert at_once == while_b_is_owed == {first, beside, elsewhere}
+    assert when_b_was_looked_at == at_once | {behind}
+    assert in_the_end == when_b_was_looked_at | {last}
+
+
+async def test_orders_that_were_claimed_beside_an_earlier_run_of_them_wait(
+    pool: asyncpg.Pool, replica: Replica
+) -> None:
+    """A request that began earlier may be committed later: the claim alone does not see the other one."""
+    token_id = await a_token(pool)
+    await a_task(pool, token_id, "orders", order_ids=["a", "b"])
+    claimed = list(await replica.planner.claim(1))
+    late_id = await a_task(pool, token_id, "orders", order_ids=["b", "c"])
+    await pool.execute("UPDATE task_history SET created_at = now() - interval '1 hour' WHERE task_id = $1", late_id)
+    claimed += await replica.planner.claim(1)
+
+    for one in claimed:
+        await replica.planner.plan(one)
+
+    waiting = await task(pool, late_id)
+    assert len(claimed) == 2
+    assert (waiting["status"], waiting["error"]) == ("queued", "another run of some of these orders is going on")
 
 
 async def test_a_reading_that_found_nothing_new_ends(
@@ -540,6 +613,22 @@ async def test_a_stopped_run_of_orders_drops_the_looks_that_only_it_wanted_and_c
     runs = await pool.fetch("SELECT kind, status, events_stored, orders_added FROM sync_history ORDER BY 1, 3")
     of_the_late_look, of_the_event = ("journal", "completed", 0, 1), ("journal", "completed", 1, 1)
     assert [tuple(run) for run in runs] == [of_the_late_look, of_the_event, ("orders", "stopped", 0, 0)]
+
+
+async def test_a_look_is_sent_out_with_the_run_that_alone_wants_it(
+    pool: asyncpg.Pool, replica: Replica, kafka: Kafka
+) -> None:
+    """So that the enricher can hear of a stop."""
+    token_id = await a_token(pool)
+    await kafka.publish_all("order-events", [(b"1", an_event(100, order_id="b").encode(), [])])
+    await a_task(pool, token_id, "orders", order_ids=["a", "b"])
+    await replica.turn()
+
+    await Redelivery(pool, Publisher(kafka, Topics()), SETTINGS).turn()  # type: ignore[arg-type]
+
+    run_id = await pool.fetchval("SELECT run_id FROM sync_history WHERE kind = 'orders'")
+    sent = {record.order_id: record.run_id for record in kafka.on("order-events") if isinstance(record, OrderFetch)}
+    assert sent == {"a": run_id, "b": None}
 
 
 async def test_tasks_of_a_token_without_consent_wait_and_those_of_a_deactivated_one_fail(

@@ -51,9 +51,31 @@ _JOINABLE = f"""{_COLUMNS}
  ORDER BY created_at
 """
 
-# Nor would a listing see what changes where it has been.
-_POSITION = """
-SELECT w.position FROM sync_history r JOIN run_windows w USING (run_id) WHERE r.task_id = $1 AND r.completed_at IS NULL
+# Nor would a listing see what changes where it has been, or what is bought after its end; it sees all before it begins.
+_STILL_LISTS = """
+SELECT NOT EXISTS (SELECT FROM sync_history r JOIN run_windows w USING (run_id)
+                    WHERE r.task_id = $1 AND r.completed_at IS NULL
+                      AND (w.position > $2 OR w.bought_to < least($3::timestamptz, now())))
+"""
+
+# Nor a run of orders those that it has looked at.
+_STILL_OWES = """
+SELECT NOT EXISTS (SELECT FROM sync_history WHERE task_id = $1)
+    OR (SELECT count(*) FROM sync_history r
+          JOIN pending_fetches p ON p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)
+         WHERE r.task_id = $1 AND r.completed_at IS NULL AND p.allegro_order_id = ANY($2::text[]))
+       = cardinality($2::text[])
+"""
+
+# Whoever asks again wants what was tried in vain to be tried now. Rows that the writer has locked are being settled.
+_TRY_NOW = """
+WITH parked AS (
+    SELECT user_token_id, allegro_order_id FROM pending_fetches
+     WHERE user_token_id = $1 AND allegro_order_id = ANY($2::text[]) AND attempts > 0 AND next_attempt_at > now()
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE pending_fetches p SET next_attempt_at = now()
+  FROM parked WHERE p.user_token_id = parked.user_token_id AND p.allegro_order_id = parked.allegro_order_id
 """
 
 _INSERT = """
@@ -217,17 +239,15 @@ async def start_manual_sync(
 
     A listing that is asked for while one that covers it is waiting, or goes on and has not come to its beginning yet,
     joins it; any other waits until that has ended: two listings of a seller never run at once, nor do two readings of
-    the journal. An order that several runs ask for is looked at once for all of them.
+    the journal. Certain orders join a task that asks for all of them and has looked at none of them yet; else they wait
+    until no other run is to look at any of them.
     """
     if user.status not in _USABLE:
         raise ConsentRequiredError(user.status_reason or f"The token of user {user.user_id!r} is {user.status}.")
     async with context.pool.acquire() as connection, connection.transaction():
         await connection.execute(_ONE_AT_A_TIME, user.token_id)
         for row in await connection.fetch(_JOINABLE, user.token_id, _joinable_kinds(body.kind)):
-            if not covers(json.loads(row["parameters"]), body.parameters()):
-                continue
-            has_come_to = await connection.fetchval(_POSITION, row["task_id"])
-            if has_come_to is None or has_come_to <= _start(body.parameters()):
+            if await _does(connection, row, body.parameters()):
                 return StartedTask(**_fields(row), joined=True)
         task_id = uuid4()
         await connection.execute(
@@ -286,7 +306,7 @@ async def get_task(task_id: TaskId, context: Context, caller: KnownCaller) -> Ta
     responses=documented(UnknownTaskError, TaskEndedError),
 )
 async def stop_task(task_id: TaskId, context: Context, caller: KnownCaller) -> Task:
-    """Ask a task to stop: one that waits does at once, a listing within a second or two; its run tells what it did."""
+    """Ask a task to stop: one that waits does at once, any other within a second or two; its run tells what it did."""
     await _task(task_id, context, caller)
     stopped = await context.pool.fetchrow(_STOP, task_id)
     task = await _task(task_id, context, caller)
@@ -306,11 +326,28 @@ def _joinable_kinds(kind: str) -> Sequence[str]:
     """The kinds of tasks that may do what a new one of this kind is for."""
     if kind in LISTING_KINDS:
         return LISTING_KINDS
-    return ("journal",) if kind == "journal" else ()
+    return (kind,)
+
+
+async def _does(connection: asyncpg.Connection, task: asyncpg.Record, wanted: Mapping[str, Any]) -> bool:
+    """Whether a task that waits or goes on will still do everything that is wanted now."""
+    if not covers(json.loads(task["parameters"]), wanted):
+        return False
+    order_ids = wanted.get("order_ids")
+    if order_ids is None:
+        end = wanted.get("to")
+        bounds = _start(wanted), None if end is None else _moment(end)
+        return bool(await connection.fetchval(_STILL_LISTS, task["task_id"], *bounds))
+    if not await connection.fetchval(_STILL_OWES, task["task_id"], order_ids):
+        return False
+    await connection.execute(_TRY_NOW, task["token_id"], order_ids)
+    return True
 
 
 def covers(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a task with the parameters `present` brings everything that one with `wanted` would."""
+    """Whether a task with the parameters `present` brings everything that one of its kind with `wanted` would."""
+    if "order_ids" in wanted:
+        return set(wanted["order_ids"]) <= set(present.get("order_ids", ()))
     start, wanted_start = present.get("from"), wanted.get("from")
     end, wanted_end = present.get("to"), wanted.get("to")
     from_early_enough = start is None or (wanted_start is not None and _moment(start) <= _moment(wanted_start))

@@ -322,8 +322,17 @@ class TestRepeating:
         assert edge.limits.blocks == [timedelta(seconds=17)]
         assert len(edge.requests) == 1
 
-    @pytest.mark.parametrize("stated", ["", "Wed, 21 Oct 2026 07:28:00 GMT", "-1", "1" * 30, "²"])
-    async def test_a_429_without_a_time_in_seconds_leaves_it_to_the_limits(self, stated: str) -> None:
+    async def test_a_429_stops_everybody_until_the_stated_date(self) -> None:
+        date, until = "Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:30:00 GMT"
+        edge = Edge(refused(429, **{"Retry-After": until, "Date": date}))
+
+        with pytest.raises(RateLimitedError):
+            await edge.order()
+
+        assert edge.limits.blocks == [timedelta(minutes=2)]
+
+    @pytest.mark.parametrize("stated", ["", "soon", "-1", "1" * 30, "²"])
+    async def test_a_429_without_a_time_of_use_leaves_it_to_the_limits(self, stated: str) -> None:
         edge = Edge(httpx.Response(429, headers=[(b"Retry-After", stated.encode())]))
 
         with pytest.raises(RateLimitedError):
