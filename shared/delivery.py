@@ -26,6 +26,7 @@ from prometheus_client import Gauge
 from shared.errors import TransientError
 from shared.kafka_batches import OutgoingRecord
 from shared.kafka_connection import connection_options
+from shared.leaderless_group import free_if_leaderless
 from shared.logs import scrub
 from shared.settings import KafkaSettings
 
@@ -187,16 +188,28 @@ def _without_nul(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll_interval_ms: int) -> AIOKafkaConsumer:
+class GroupConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is untyped
+    """A consumer that knows how to ask after its group."""
+
+    def __init__(self, settings: KafkaSettings, group: str, **options: Any) -> None:
+        super().__init__(**connection_options(settings), group_id=group, **options)
+        self._settings = settings
+        self._group = group
+
+    async def free_group_if_leaderless(self) -> None:
+        await free_if_leaderless(self._settings, self._group)
+
+
+def open_consumer(settings: KafkaSettings, *, group: str, service: str, max_poll_interval_ms: int) -> GroupConsumer:
     """A consumer that commits nothing by itself and starts at the beginning where no offset is known.
 
     Range assignment gives one member the same partition numbers of every topic: a token's events and orders meet.
     The rebalance timeout is the time a member gets to finish what it holds; aiokafka's default is the session's 10 s.
     """
     session_ms = int(settings.kafka_session_timeout_seconds * 1000)
-    return AIOKafkaConsumer(
-        **connection_options(settings),
-        group_id=f"{settings.kafka_topic_prefix}{group}",
+    return GroupConsumer(
+        settings,
+        f"{settings.kafka_topic_prefix}{group}",
         client_id=f"orders-backup-{service}",
         enable_auto_commit=False,
         auto_offset_reset="earliest",
@@ -276,7 +289,7 @@ class SilentConsumerError(TransientError):
     """The consumer neither gives records nor says that there are none: Kafka is away, or the consumer is stuck."""
 
 
-async def join(consumer: AIOKafkaConsumer) -> None:
+async def join(consumer: GroupConsumer) -> None:
     """Start the consumer, which is a member of its group then; raises SilentConsumerError if it does not become one.
 
     aiokafka waits for its first assignment for ever, whatever becomes of the group.
@@ -285,11 +298,12 @@ async def join(consumer: AIOKafkaConsumer) -> None:
         async with asyncio.timeout(_LONGEST_POLL_SECONDS):
             await consumer.start()
     except TimeoutError:
+        await consumer.free_group_if_leaderless()
         raise SilentConsumerError(f"no partitions within {_LONGEST_POLL_SECONDS:g} s") from None
 
 
 async def poll(
-    consumer: AIOKafkaConsumer, *, timeout_ms: int, max_records: int
+    consumer: GroupConsumer, *, timeout_ms: int, max_records: int
 ) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
     """What has come, or comes within `timeout_ms`; raises SilentConsumerError if there is no saying.
 
@@ -301,6 +315,7 @@ async def poll(
                 timeout_ms=timeout_ms, max_records=max_records
             )
     except TimeoutError:
+        await consumer.free_group_if_leaderless()
         raise SilentConsumerError(f"no answer within {_LONGEST_POLL_SECONDS:g} s") from None
     return polled
 

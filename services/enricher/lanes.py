@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from prometheus_client import Counter, Gauge
 
-from shared.delivery import commit, join, poll, watched
+from shared.delivery import GroupConsumer, commit, join, poll, watched
 from shared.service import is_transient
 
 logger = logging.getLogger(__name__)
@@ -158,13 +158,13 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
 
     def __init__(
         self,
-        open_consumer: Callable[[], AIOKafkaConsumer],
+        open_consumer: Callable[[], GroupConsumer],
         works: Mapping[str, Work],
         *,
         progressed: Callable[[], None],
     ) -> None:
         self._open_consumer = open_consumer
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: GroupConsumer | None = None
         self._works = works
         self._progressed = progressed
         self._owned: dict[TopicPartition, Ownership] = {}
@@ -187,7 +187,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
             self._consumer = None
             await consumer.stop()
 
-    async def _take(self, consumer: AIOKafkaConsumer) -> None:
+    async def _take(self, consumer: GroupConsumer) -> None:
         while True:
             polled = await poll(consumer, timeout_ms=_POLL_TIMEOUT_MS, max_records=_MAX_POLL_RECORDS)
             self._progressed()
@@ -260,7 +260,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
             if lane.task is None:
                 lane.task = asyncio.create_task(self._work(key, lane, ownership), name=f"lane {partition.topic}")
 
-    def _hold_back(self, consumer: AIOKafkaConsumer) -> None:
+    def _hold_back(self, consumer: GroupConsumer) -> None:
         for partition, ownership in self._owned.items():
             if partition not in self._paused and ownership.unfinished >= _PAUSE_AT:
                 consumer.pause(partition)

@@ -202,7 +202,8 @@ class JournalPoller:
             except PublishFailedError as error:
                 await self._postpone(look, error, _KAFKA_PAUSE)
             except AllegroOutageError as error:
-                await self._postpone(look, error, error.retry_after or _POSTPONED)
+                pause = (error.retry_after or _POSTPONED) if error.is_for_all else timedelta(0)
+                await self._postpone(look, error, pause)
             except ReauthorizationRequiredError as error:
                 await self._fail(look, error, look.interval, pause=True)
             except AccessDeniedError as error:
@@ -289,7 +290,7 @@ class JournalPoller:
             _say_overtaken(look)
 
     async def _postpone(self, look: Look, error: PublishFailedError | AllegroOutageError, pause: timedelta) -> None:
-        """Kafka is away, or Allegro for everybody: no fault of this token, and no reason to look for another."""
+        """Kafka or Allegro is away: no fault of this token. Where it is for all, no other is looked for either."""
         self._away_until = self._clock.now() + pause
         metrics.polls.labels("postponed").inc()
         logger.warning("look postponed", extra={"token_id": look.token_id, "error": str(error)})

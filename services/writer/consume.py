@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import ConsumerRecord
 
 from services.writer.batch import SERVICE, Batch, collect, extend
 from services.writer.metrics import Metrics
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
-from shared.delivery import DeadLetter, RebalanceLog, commit, join, next_offsets, poll, watched
+from shared.delivery import DeadLetter, GroupConsumer, RebalanceLog, commit, join, next_offsets, poll, watched
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.lately import Lately
 from shared.messages import correlation_id_of, token_of, traceparent_of
@@ -62,7 +62,7 @@ class Writer:
 
     def __init__(
         self,
-        open_consumer: Callable[[], AIOKafkaConsumer],
+        open_consumer: Callable[[], GroupConsumer],
         store: Store,
         producer: RecordProducer,
         topics: Topics,
@@ -101,7 +101,7 @@ class Writer:
         finally:
             await consumer.stop()
 
-    async def _consume(self, consumer: AIOKafkaConsumer) -> None:
+    async def _consume(self, consumer: GroupConsumer) -> None:
         following = asyncio.create_task(self._gather(consumer))
         try:
             while True:
@@ -113,7 +113,7 @@ class Writer:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 
-    async def _store_and_commit(self, consumer: AIOKafkaConsumer, gathered: _Gathered) -> None:
+    async def _store_and_commit(self, consumer: GroupConsumer, gathered: _Gathered) -> None:
         self._free.clear()
         now = time.monotonic()
         self._lately.add(len(gathered.records), now)
@@ -126,7 +126,7 @@ class Writer:
         self._free_at = free_at
         self._free.set()
 
-    async def _gather(self, consumer: AIOKafkaConsumer) -> _Gathered:
+    async def _gather(self, consumer: GroupConsumer) -> _Gathered:
         """What there is; and while the batch before is not done, or began just now, what comes until then.
 
         A batch costs the same whether it holds one record or fifty. So under load it takes what comes meanwhile,
@@ -149,7 +149,7 @@ class Writer:
             return max(self._free_at - time.monotonic(), 0.0)
         return _LOOK_SECONDS
 
-    async def _take(self, consumer: AIOKafkaConsumer, gathered: _Gathered, *, timeout_ms: int) -> None:
+    async def _take(self, consumer: GroupConsumer, gathered: _Gathered, *, timeout_ms: int) -> None:
         """Add the records of one poll."""
         room = self._max_records - len(gathered.records)
         polled = await poll(consumer, timeout_ms=timeout_ms, max_records=room)

@@ -208,7 +208,7 @@ class AllegroClient:
         traffic: Traffic,
         order_id: str | None = None,
     ) -> _Answer:
-        self._outage.check()
+        self._outage.check(token_id)
         # The wait comes first: a token is decrypted only when its call can go out.
         await self._limits.acquire(endpoint, token_id=token_id, traffic=traffic)
         bearer = await self._vault.access_token(token_id)

@@ -3,7 +3,7 @@
     AllegroError
     ├── AllegroUnavailableError (TransientError)   5xx, cut connections, unreadable bodies, bot protection
     │   └── AllegroTimeoutError                    no answer in time: worth another try at once
-    ├── AllegroOutageError      (TransientError)   not called at all: most calls fail at present
+    ├── AllegroOutageError      (TransientError)   not called at all: most sellers' calls fail
     ├── RateLimitedError        (TransientError)   429
     ├── NotPermittedError       (TransientError)   not called at all: the limits gave no permission in time
     ├── InvalidClientError      (TransientError)   our app is not accepted: nothing of a seller's is wrong
@@ -61,7 +61,12 @@ class AllegroTimeoutError(AllegroUnavailableError):
 
 
 class AllegroOutageError(AllegroError, TransientError):
-    """The call was not made: most calls fail at present (shared.allegro.outage). Ask again after `retry_after`."""
+    """The call was not made: most sellers' calls fail (shared.allegro.outage). Ask again after `retry_after`.
+
+    `is_for_all` is False where so few have called that a seller of whom nothing is known may be well.
+    """
+
+    is_for_all: bool = True
 
 
 class RateLimitedError(AllegroError, TransientError):

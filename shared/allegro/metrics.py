@@ -26,7 +26,10 @@ blocked_until = Gauge(
     "orders_backup_allegro_blocked_until_seconds",
     "Unix time until which Allegro blocked the client id; in the past: not blocked.",
 )
-outage = Gauge("orders_backup_allegro_outage", "1 while this process pauses its calls, because most of them failed.")
+outage = Gauge(
+    "orders_backup_allegro_outage",
+    "1 while this process pauses its calls, because those of most sellers failed; one of several is not enough.",
+)
 blocks = Counter("orders_backup_allegro_429_total", "Answers 429: our own pacing should leave none.")
 permits = Counter(
     "orders_backup_allegro_permits_total",

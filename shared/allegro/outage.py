@@ -1,7 +1,6 @@
-"""An outage of Allegro's API: while most calls fail nobody calls, but for a probe now and then (requirement E2).
+"""An outage of Allegro's API: while most sellers' calls fail nobody calls, but for a probe now and then (E2).
 
-One seller whose calls fail is none: the others go on (requirement E3).
-
+One seller whose calls all fail is no outage: the others go on (E3). Where only one calls, it is judged by that one.
 Every process judges by its own calls: one whose network fails must not stop the others. What it finds it tells in
 `allegro_outages`, for `GET /health`.
 """
@@ -55,35 +54,35 @@ class Outage:
         self._rejected: OrderedDict[str, None] = OrderedDict()
         self._is_told = False
 
-    def check(self) -> None:
+    def check(self, token_id: int) -> None:
         """Raises AllegroOutageError if a call would not be let through: no need to wait for a permission then."""
-        pause = self._circuit.pause_left(self._monotonic())
+        pause = self._circuit.pause_left(token_id, self._monotonic())
         if pause > 0:
             raise self._refusal(pause)
 
     @contextmanager
     def call(self, token_id: int, order_id: str | None = None) -> Iterator[None]:
-        """One call for a seller: it failed if Allegro did not answer or not as promised, whatever else it answered.
+        """One call with a seller's token: its failure counts if Allegro did not answer, or not as promised.
 
         One order that is rejected says nothing of the others; where many are, no order is to blame.
         """
-        ticket = self._circuit.admit(self._monotonic())
+        ticket = self._circuit.admit(token_id, self._monotonic())
         if ticket is None:
-            raise self._refusal(self._circuit.pause_left(self._monotonic()))
+            raise self._refusal(self._circuit.pause_left(token_id, self._monotonic()))
         try:
             yield
         except RequestRejectedError:
             if order_id is not None and self._is_news(order_id):
-                self._circuit.record(ticket, self._monotonic(), failed=True, party=token_id)
+                self._circuit.record(ticket, self._monotonic(), failed=True)
             raise
         except (AllegroUnavailableError, CallRefusedError):
-            self._circuit.record(ticket, self._monotonic(), failed=True, party=token_id)
+            self._circuit.record(ticket, self._monotonic(), failed=True)
             raise
         except AllegroError:
-            self._circuit.record(ticket, self._monotonic(), failed=False, party=token_id)
+            self._circuit.record(ticket, self._monotonic(), failed=False)
             raise
         else:
-            self._circuit.record(ticket, self._monotonic(), failed=False, party=token_id)
+            self._circuit.record(ticket, self._monotonic(), failed=False)
         finally:
             self._circuit.release(ticket)
 
@@ -103,7 +102,7 @@ class Outage:
         if since is not None:
             seconds = self._monotonic() - since
             if not self._is_told:
-                logger.error("most calls to Allegro fail: pausing", extra={"since_seconds": round(seconds)})
+                logger.error("most sellers' calls to Allegro fail: pausing", extra={"since_seconds": round(seconds)})
             await self._pool.execute(_TELL, self._client_id, seconds)
             self._is_told = True
         elif self._is_told:
@@ -111,9 +110,10 @@ class Outage:
             await self._pool.execute(_FORGET, self._client_id)
             self._is_told = False
 
-    @staticmethod
-    def _refusal(pause: float) -> AllegroOutageError:
-        return AllegroOutageError("most calls to Allegro fail: pausing", retry_after=timedelta(seconds=pause))
+    def _refusal(self, pause: float) -> AllegroOutageError:
+        error = AllegroOutageError("most sellers' calls to Allegro fail: pausing", retry_after=timedelta(seconds=pause))
+        error.is_for_all = self._circuit.refuses_all
+        return error
 
 
 def _is_time_uuid(text: str) -> bool:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack
+from benchmarks.stack import NO_LIMITS, BenchStack, Seller, bench_stack, give_schedules
 from shared.database import open_pool
 from shared.sync_start import begin_sync
 from tests.e2e.waiting import TEST_SECONDS, compared, until
@@ -18,6 +18,16 @@ _SELLERS = 3
 _ORDERS = 3000
 _LIVE_ORDERS = 150
 _OUTAGE_SECONDS = 25.0
+_FEW_ORDERS = 10
+
+_PARKED = "SELECT EXISTS (SELECT FROM pending_fetches WHERE user_token_id = $1 AND attempts > 0)"
+_FAILED_JOURNAL = "SELECT consecutive_failures > 1 FROM active_sync_schedules WHERE user_token_id = $1"
+_ARRIVED = "SELECT count(*) >= $2 FROM orders WHERE user_token_id = ANY($1::bigint[])"
+# Orders of the broken seller that are stored; dead letters.
+_KEPT = """
+SELECT (SELECT count(*) FROM orders WHERE user_token_id = $1),
+       (SELECT count(*) FROM dead_letters)
+"""
 
 
 @pytest.fixture
@@ -120,3 +130,27 @@ async def test_a_seller_whose_every_call_fails_is_no_outage_for_the_others(
     assert await pool.fetchval("SELECT count(*) FROM noted_outages") == 0
     assert comparison.differences == 0, comparison.shown
     assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+async def test_what_seems_an_outage_while_one_seller_alone_calls_does_not_stop_the_next(
+    stack: BenchStack, pool: asyncpg.Pool
+) -> None:
+    broken, *others = await stack.connect_sellers(pool, _SELLERS)
+    fault = {"sellers": [broken.seller_id]}
+    other_ids = [seller.seller_id for seller in others]
+    async with stack.control() as control:
+        await give_schedules(pool, [broken, *others], interval_seconds=1)
+        # Its journal can be read at first: its orders are looked at before anybody else has one, which seems an outage.
+        await control.set_faults({"http_5xx": {**fault, "endpoints": ["list", "detail"]}})
+        with stack.services(stack.environment(), poller=1, enricher=1, writer=1):
+            await control.start_live(_LIVE_ORDERS, 50, sellers=[broken.seller_id], events_per_order=1)
+            await until(pool, "SELECT EXISTS (SELECT FROM allegro_outages)")
+            await control.set_faults({"http_5xx": fault})
+            await until(pool, _FAILED_JOURNAL, broken.token_id)
+            await control.start_live(_FEW_ORDERS, 2, sellers=other_ids, events_per_order=1)
+            await until(pool, _ARRIVED, [seller.token_id for seller in others], _FEW_ORDERS)
+            await until(pool, "SELECT NOT EXISTS (SELECT FROM allegro_outages)")
+            await until(pool, _PARKED, broken.token_id)
+            kept = await pool.fetchrow(_KEPT, broken.token_id)
+
+    assert tuple(kept) == (0, 0)

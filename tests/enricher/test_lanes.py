@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.enricher.lanes import Handler, LaneKey, Lanes, Owed, Ownership, Work
-from shared.delivery import open_consumer
+from shared.delivery import GroupConsumer, open_consumer
 from shared.errors import TransientError
 from shared.settings import KafkaSettings
 from shared.topics import Topics
@@ -44,7 +44,7 @@ async def publish(settings: KafkaSettings, topic: str, records: Sequence[tuple[b
         await producer.stop()
 
 
-def consumer(settings: KafkaSettings) -> AIOKafkaConsumer:
+def consumer(settings: KafkaSettings) -> GroupConsumer:
     return open_consumer(settings, group="lanes", service="test", max_poll_interval_ms=60_000)
 
 

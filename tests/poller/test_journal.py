@@ -19,7 +19,7 @@ from services.writer.batch import collect
 from services.writer.store import Store
 from shared.allegro.bodies import JournalEvent, UnreadableBodyError, UnreadablePart, journal_event
 from shared.allegro.client import JournalPage
-from shared.allegro.errors import AllegroUnavailableError, ReauthorizationRequiredError
+from shared.allegro.errors import AllegroOutageError, AllegroUnavailableError, ReauthorizationRequiredError
 from shared.allegro.tally import note_request
 from shared.clock import DatabaseClock, to_event_id
 from shared.database import database_now, open_pool
@@ -320,6 +320,25 @@ async def test_while_kafka_is_away_no_seller_is_blamed_and_allegro_is_left_alone
     assert (schedule["consecutive_failures"], schedule["last_error"]) == (0, "away")
     assert schedule["lease_owner"] is None
     assert len(world.allegro.reads) == 1
+
+
+@pytest.mark.parametrize(("is_for_all", "reads"), [(True, 1), (False, 2)])
+async def test_in_an_outage_no_seller_is_blamed_and_others_are_looked_for_unless_it_is_for_all(
+    world: World, is_for_all: bool, reads: int
+) -> None:
+    error = AllegroOutageError("most sellers' calls fail", retry_after=timedelta(seconds=40))
+    error.is_for_all = is_for_all
+    world.allegro.error = error
+    replica = world.replica()
+    await world.due()
+    await replica.turn()
+    await world.due()
+
+    await replica.turn()
+
+    schedule = await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
+    assert (schedule["consecutive_failures"], schedule["last_error"]) == (0, "most sellers' calls fail")
+    assert len(world.allegro.reads) == reads
 
 
 async def test_looks_that_were_missed_are_not_made_up_for(world: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from prometheus_client import REGISTRY
 
 from services.writer.batch import Batch
@@ -101,7 +101,7 @@ async def send(
 
 
 async def committed(settings: KafkaSettings, topic: str) -> int:
-    reader: AIOKafkaConsumer = open_consumer(settings, group="writer", service="test", max_poll_interval_ms=60_000)
+    reader = open_consumer(settings, group="writer", service="test", max_poll_interval_ms=60_000)
     await reader.start()
     try:
         offsets = [await reader.committed(TopicPartition(topic, number)) for number in range(3)]

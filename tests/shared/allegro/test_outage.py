@@ -59,9 +59,11 @@ class World:
     async def _no_pause(self, _seconds: float) -> None:
         return
 
-    async def fails(self, order_id: str | None = None) -> type[Exception]:
+    async def fails(self, order_id: str | None = None, *, token_id: int = 7) -> type[Exception]:
         with pytest.raises(AllegroError) as caught:
-            await (self.client.me(7) if order_id is None else self.client.order(7, order_id, traffic="live"))
+            await (
+                self.client.me(token_id) if order_id is None else self.client.order(token_id, order_id, traffic="live")
+            )
         return caught.type
 
 
@@ -88,16 +90,36 @@ async def test_most_calls_failing_stops_the_calls_until_a_probe_succeeds(world: 
     assert await world.client.me(8) == Seller("1", "me")
 
 
-async def test_a_seller_whose_every_call_fails_stops_no_other(world: World) -> None:
-    world.status = 200
-    for token_id in (8, 9):
-        await world.client.me(token_id)
-    world.status = 503
-    kinds = {await world.fails() for _ in range(20)}
-    world.status = 200
+@pytest.mark.parametrize("seconds_between", [0.25, 20.0, 180.0])
+async def test_a_seller_whose_every_call_fails_does_not_stop_the_others(world: World, seconds_between: float) -> None:
+    kinds = set()
+    for _ in range(50):
+        world.status = 200
+        await world.client.me(8)
+        world.status = 503
+        kinds |= {await world.fails(token_id=7) for _ in range(4)}
+        world.now += seconds_between
 
     assert kinds == {AllegroUnavailableError}
-    assert await world.client.me(8) == Seller("1", "me")
+    assert world.requests == 50 + 50 * 4 * 3
+
+
+async def test_a_seller_who_has_not_failed_is_let_through_where_another_was_alone(world: World) -> None:
+    for _ in range(4):
+        await world.fails(token_id=7)
+    world.status = 200
+
+    seller = await world.client.me(8)
+
+    assert seller == Seller("1", "me")
+    assert await world.client.me(7) == Seller("1", "me")
+
+
+async def test_most_sellers_failing_is_an_outage_for_the_one_that_did_not_call(world: World) -> None:
+    kinds = [await world.fails(token_id=token_id) for token_id in (7, 8, 9)]
+
+    assert kinds == [AllegroUnavailableError, AllegroUnavailableError, AllegroOutageError]
+    assert (await world.fails(token_id=10), world.requests) == (AllegroOutageError, 8)
 
 
 @pytest.mark.parametrize("order_ids", [["c93df771-c4e8-11f1-904f-89bb34047197"] * 50, [str(n) for n in range(50)]])
