@@ -295,6 +295,21 @@ pending_fetches = Table(
     Index("ix_pending_fetches_next_attempt_at", "next_attempt_at"),
 )
 
+missing_orders = Table(
+    "missing_orders",
+    metadata,
+    Column("user_token_id", BigInteger, ForeignKey("user_tokens.id"), primary_key=True),
+    Column("allegro_order_id", _ID, primary_key=True),
+    Column(
+        "observed_at",
+        _TIMESTAMP,
+        nullable=False,
+        comment="the last look that found nothing where we have no copy: an older look that comes later shows the past",
+    ),
+    Column("reason", Text, nullable=False),
+    Index("ix_missing_orders_observed_at", "observed_at"),
+)
+
 task_history = Table(
     "task_history",
     metadata,

@@ -22,6 +22,11 @@ DELETE FROM task_history WHERE task_id IN (
      WHERE created_at < now() - $1::interval AND status NOT IN ('queued', 'running', 'stopping')
      LIMIT $2 FOR UPDATE SKIP LOCKED)
 """,
+    "missing_orders": """
+DELETE FROM missing_orders WHERE (user_token_id, allegro_order_id) IN (
+    SELECT user_token_id, allegro_order_id FROM missing_orders WHERE observed_at < now() - $1::interval
+     LIMIT $2 FOR UPDATE SKIP LOCKED)
+""",
     "device_authorizations": """
 DELETE FROM device_authorizations WHERE task_id IN (
     SELECT task_id FROM device_authorizations WHERE finished_at < now() - $1::interval

@@ -114,6 +114,26 @@ DELETE FROM pending_fetches p
 RETURNING p.user_token_id, p.allegro_order_id, p.run_ids
 """
 
+# A look that found nothing, where there is no copy to mark: one that was made before may come after it, a page of the
+# lagging list for instance, and must not show as alive what was merged into another order meanwhile (P3, P12).
+NOTE_MISSING = """
+INSERT INTO missing_orders AS k (user_token_id, allegro_order_id, observed_at, reason)
+SELECT token_id, order_id, observed_at, reason
+  FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[]) AS m (token_id, order_id, observed_at, reason)
+ WHERE NOT EXISTS (SELECT FROM orders o WHERE o.user_token_id = m.token_id AND o.allegro_order_id = m.order_id)
+ ORDER BY token_id, order_id
+ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
+   SET observed_at = excluded.observed_at, reason = excluded.reason
+ WHERE k.observed_at < excluded.observed_at
+"""
+
+RECALL_MISSING = """
+DELETE FROM missing_orders k
+ USING unnest($1::bigint[], $2::text[]) AS n (token_id, order_id)
+ WHERE k.user_token_id = n.token_id AND k.allegro_order_id = n.order_id
+RETURNING k.user_token_id, k.allegro_order_id, k.observed_at, k.reason
+"""
+
 # The copy stays (promise P12); a look made later may find the order again. Returns the orders that went just now. An
 # order older than the year for which Allegro keeps it (#9729) is gone for its age: the journal does not tell of that.
 MARK_GONE = """

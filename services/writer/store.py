@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -124,7 +125,7 @@ class _Transaction:
         announced = await announce(self._connection, events)
         await self._want_fetches(events)
         changed = await self._upsert_orders()
-        gone = await self._mark_gone()
+        gone = await self._mark_gone([key for key, added in changed.items() if added])
         await link_merged(self._connection, gone=gone, buyers_of_new=self._buyers_of_new(changed))
         await self._settle_fetches()
         moved = await self._move_observations(changed)
@@ -259,17 +260,25 @@ class _Transaction:
             [seen.record.observed_by for seen in observations],
         ]
 
-    async def _mark_gone(self) -> list[OrderKey]:
-        """Mark what Allegro no longer has; returns the orders that went just now."""
-        missing = list(self._batch.missing.values())
+    async def _mark_gone(self, added: Sequence[OrderKey]) -> list[OrderKey]:
+        """Mark what Allegro no longer has, also of new orders what it no longer had before they came; returns the
+        orders that went just now."""
+        missing = [(row.token_id, row.order_id, row.observed_at, row.reason) for row in self._batch.missing.values()]
+        if missing:
+            await self._connection.execute(sql.NOTE_MISSING, *zip(*missing, strict=True))
+        if added:
+            missing += await self._connection.fetch(
+                sql.RECALL_MISSING, [token_id for token_id, _ in added], [order_id for _, order_id in added]
+            )
         if not missing:
             return []
+        latest = {(token_id, order_id): looked for token_id, order_id, *looked in sorted(missing, key=itemgetter(2))}
         rows = await self._connection.fetch(
             sql.MARK_GONE,
-            [record.token_id for record in missing],
-            [record.order_id for record in missing],
-            [record.observed_at for record in missing],
-            [record.reason for record in missing],
+            [token_id for token_id, _ in latest],
+            [order_id for _, order_id in latest],
+            [observed_at for observed_at, _ in latest.values()],
+            [reason for _, reason in latest.values()],
         )
         return [(row["user_token_id"], row["allegro_order_id"]) for row in rows]
 

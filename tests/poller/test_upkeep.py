@@ -313,6 +313,18 @@ async def test_a_run_that_goes_on_is_kept_however_old_it_is(pool: asyncpg.Pool) 
     assert await pool.fetchval("SELECT count(*) FROM sync_history") == 1
 
 
+async def test_that_an_order_was_missing_is_remembered_as_long_as_runs_are(pool: asyncpg.Pool) -> None:
+    token_id = await a_token(pool)
+    for age in (89, 91):
+        await pool.execute(
+            "INSERT INTO missing_orders VALUES ($1, $2, now() - $3 * interval '1 day', '404')", token_id, str(age), age
+        )
+
+    await Housekeeper(pool, SETTINGS).turn()
+
+    assert await pool.fetchval("SELECT string_agg(allegro_order_id, ',') FROM missing_orders") == "89"
+
+
 async def test_the_audit_log_and_stored_answers_are_kept_for_their_time(pool: asyncpg.Pool) -> None:
     for age in (364, 366):
         await pool.execute(

@@ -330,6 +330,16 @@ class TestMerging:
 
         assert await successors(pool) == {"one": None, "both": None}
 
+    async def test_an_order_that_was_gone_before_it_came_has_the_successor_that_came_before_it(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        await store(pool, gone("one"))
+        await store(pool, a_form("both", "1", "2", seconds=210))
+
+        await store(pool, a_form("one", "1", seconds=190))
+
+        assert await successors(pool) == {"one": "both", "both": None}
+
     async def test_an_order_that_comes_back_has_no_successor_any_more(self, pool: asyncpg.Pool) -> None:
         await store(pool, a_form("one", "1"), a_form("both", "1", "2"))
         await store(pool, gone("one"))

@@ -146,6 +146,49 @@ class TestOrders:
         gone = await the_order(pool)
         assert (gone["gone_at"], gone["observed_at"]) == (after(10), after(20))
 
+    async def test_an_order_that_was_missing_before_it_came_is_gone_unless_it_came_back(
+        self, pool: asyncpg.Pool
+    ) -> None:
+        """Its event was looked at after a merge, and then comes what a list had shown before the merge."""
+        for seconds in (10, 20):
+            await store(pool, OrderMissing(token_id=1, order_id=AN_ORDER, observed_at=after(seconds), reason="404"))
+        none_yet = await pool.fetchval("SELECT count(*) FROM orders")
+
+        await store(pool, an_observation(after(15), by="list"))
+        gone = await the_order(pool)
+        await store(pool, an_observation(after(30)))
+        back = await the_order(pool)
+
+        assert none_yet == 0
+        assert (gone["gone_at"], gone["gone_reason"], gone["observed_at"]) == (after(20), "404", after(20))
+        assert back["gone_at"] is None
+        assert await pool.fetchval("SELECT count(*) FROM missing_orders") == 0
+
+    @pytest.mark.parametrize("seen_first", [False, True])
+    async def test_the_latest_of_all_looks_counts_in_whatever_order_and_batches_they_come(
+        self, pool: asyncpg.Pool, seen_first: bool
+    ) -> None:
+        """P3, for every order of four looks, each split of them into two batches, and either kind of the latest."""
+        kinds = [seen_first, not seen_first] * 2
+        cases = list(itertools.product(itertools.permutations(range(4)), range(4)))
+        for number, (order, split) in enumerate(cases):
+            looks = [
+                an_observation(after(10 * at), order_id=f"o-{number}", note=str(at))
+                if kinds[at]
+                else OrderMissing(token_id=1, order_id=f"o-{number}", observed_at=after(10 * at), reason=str(at))
+                for at in order
+            ]
+            for batch in filter(None, (looks[:split], looks[split:])):
+                await store(pool, *batch)
+
+        rows = await pool.fetch("SELECT order_data ->> 'note' AS note, gone_at FROM orders")
+        assert len(rows) == len(cases)
+        seen = max(at for at in range(4) if kinds[at])
+        assert {row["note"] for row in rows} <= {str(at) for at in range(4) if kinds[at]}
+        assert {row["gone_at"] is None for row in rows} == {seen == 3}
+        if seen == 3:
+            assert {row["note"] for row in rows} == {"3"}
+
 
 class TestEvents:
     async def test_events_are_stored_once_and_the_cursor_follows(self, pool: asyncpg.Pool) -> None:
