@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faststream.kafka import KafkaBroker
@@ -185,10 +186,38 @@ def _client_options(settings: KafkaSettings, service: str) -> dict[str, Any]:
     }
 
 
+async def _reach(settings: KafkaSettings) -> None:
+    client = AIOKafkaClient(**connection_options(settings))
+    try:
+        await client.bootstrap()
+    finally:
+        await client.close()
+
+
+class PatientBroker(KafkaBroker):
+    """FastStream's broker, waiting for Kafka: its own ends the process where Kafka is away when it connects."""
+
+    def __init__(self, settings: KafkaSettings, **options: Any) -> None:
+        super().__init__(bootstrap_servers=list(settings.kafka_bootstrap_servers), **options)
+        self._settings = settings
+
+    async def connect(self) -> Any:
+        """Connect; waits as long as Kafka is away."""
+        delay = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                await _reach(self._settings)  # a connection that failed cannot be closed in FastStream
+                return await super().connect()
+            except (KafkaError, OSError, TimeoutError) as error:
+                logger.warning("waiting for Kafka", extra={"error": repr(error), "retry_in_seconds": delay})
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
+
+
 def faststream_broker(settings: KafkaSettings, *, service: str) -> KafkaBroker:
     """FastStream's broker with the defaults that lose data or create topics by mistake turned off."""
-    return KafkaBroker(
-        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+    return PatientBroker(
+        settings,
         security=faststream_security(settings),
         **_client_options(settings, service),
         allow_auto_create_topics=False,

@@ -21,12 +21,14 @@ from devstack.chaos.plan import Injection, Kind, replicas_of
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
 from devstack.stack import Stack
+from shared.leaderless_group import free_if_leaderless
+from shared.settings import KafkaSettings
 from shared.topics import Topics, create_topics
 
 _READY_SECONDS = 60.0
 # So long the next fault of a lane waits for the target of the last one; servers that are away hold it up, too.
 _UP_SECONDS = 20.0
-_GROUP_EMPTY_SECONDS = 60.0
+_GROUP_EMPTY_SECONDS = 30.0
 _AGAIN_SECONDS = 60.0
 _ENOUGH_SECONDS = 10.0
 _SCAN_SECONDS = 20.0
@@ -283,7 +285,7 @@ class Injector:
             for group, consumed in groups.items():
                 try:
                     # In a thread of its own: the starts of servers hold up this loop for longer than a session lasts.
-                    await asyncio.to_thread(asyncio.run, self._commit_zero(group, consumed))
+                    await asyncio.to_thread(asyncio.run, self._reset_group(group, consumed))
                 except (TimeoutError, KafkaError) as error:
                     injected.in_vain = f"{group} could not be reset: {error!r}"
             if not_reset := sum((await self._committed(groups)).values()):
@@ -332,6 +334,16 @@ class Injector:
         injected.effect = f"{again} of {wanted} records were done again"
         if not again:
             injected.in_vain = injected.in_vain or f"none of {wanted} records came again"
+
+    async def _reset_group(self, group: str, topics: Sequence[str]) -> None:
+        try:
+            await self._commit_zero(group, topics)
+        except TimeoutError:
+            # The replicas may have been stopped in the middle of a rebalance, which the embedded broker never ends.
+            await free_if_leaderless(
+                KafkaSettings(kafka_bootstrap_servers=(self._stack.broker.bootstrap_servers,)), group
+            )
+            await self._commit_zero(group, topics)
 
     async def _commit_zero(self, group: str, topics: Sequence[str]) -> None:
         """Join the group as its only member and commit 0 everywhere. The embedded broker takes offsets from members

@@ -35,6 +35,7 @@ _GROUP = "order-state"
 _MARKER_SECONDS = 10.0
 # Kafka forgets what a group without members has committed after seven days (`offsets.retention.minutes`).
 _RENEW_MARKER_SECONDS = 6 * 3600.0
+_LAST_TURN_SECONDS = 10.0
 # What a record has besides the order.
 _ENVELOPE_BYTES = 64 * 1024
 
@@ -173,7 +174,21 @@ class OrderStates:
             self._renew_at = self._monotonic() + _RENEW_MARKER_SECONDS
 
     async def turn(self) -> bool:
-        """Publish a batch of what changed, and one of what is published again; says whether there may be more."""
+        """Publish a batch of what changed, and one of what is published again; says whether there may be more.
+
+        When it is cancelled it ends what it has begun: another replica publishes newer states as soon as the lock is
+        free, and what was on its way here must not come after them.
+        """
+        turn = asyncio.create_task(self._turn(), name="publish states")
+        try:
+            return await asyncio.shield(turn)
+        except asyncio.CancelledError:
+            await asyncio.wait([turn], timeout=_LAST_TURN_SECONDS)
+            turn.cancel()
+            await asyncio.gather(turn, return_exceptions=True)
+            raise
+
+    async def _turn(self) -> bool:
         async with self._alone() as connection:
             if self._doubtful:
                 doubtful = sorted(self._doubtful)

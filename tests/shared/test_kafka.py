@@ -4,11 +4,13 @@ import asyncio
 import socket
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from devstack.tansu import Tansu
 from shared.delivery import lags_of, open_consumer, watched
 from shared.errors import ConfigurationError
 from shared.kafka import (
@@ -125,6 +127,21 @@ async def test_the_broker_check_says_whether_kafka_answers(kafka_bootstrap: str,
     async with broker:
         await broker.start()
         await check_kafka(broker)
+
+
+async def test_the_broker_waits_for_kafka_when_it_connects(tmp_path: Path) -> None:
+    """FastStream's own ends the process; Kafka may have gone away since our producer has connected."""
+    kafka = Tansu(tmp_path)
+    broker = faststream_broker(settings(kafka.bootstrap_servers, "any-"), service="test")
+    connecting = asyncio.create_task(broker.start())
+    await asyncio.wait([connecting], timeout=0.5)
+    waited = not connecting.done()
+    with kafka:
+        async with asyncio.timeout(30), broker:
+            await connecting
+            await check_kafka(broker)
+
+    assert waited
 
 
 async def test_a_consumer_says_how_many_records_stand_in_front_of_it(kafka_bootstrap: str, fresh_topics: str) -> None:

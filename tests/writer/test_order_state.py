@@ -192,6 +192,36 @@ async def test_the_topic_is_created_compacted(settings: KafkaSettings) -> None:
     assert policies == {topics.order_state: "compact", topics.orders: "delete"}
 
 
+async def test_a_replica_that_is_stopped_publishes_nothing_behind_what_another_has_published_since(
+    pool: asyncpg.Pool, states: OrderStates, settings: KafkaSettings, metrics: Metrics
+) -> None:
+    """It holds the lock until what it had begun is there, and takes the note away."""
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        has_read.set()
+        await may_go_on.wait()
+
+    await store(pool, an_observation(status="BOUGHT"))
+    async with Interrupted(settings, wait) as slow:
+        stopped = asyncio.create_task(OrderStates(pool, slow, settings, metrics).turn())
+        await has_read.wait()
+        await store(pool, an_observation(after(10), status="CANCELLED"))
+        stopped.cancel()
+        other = asyncio.create_task(publish_everything(states))
+        await asyncio.wait([other], timeout=0.5)
+        had_to_wait = not other.done()
+        may_go_on.set()
+        await other
+        with pytest.raises(asyncio.CancelledError):
+            await stopped
+
+    statuses = [json.loads(state.order)["status"] for _, state in await published(settings, until=2)]
+    assert had_to_wait
+    assert statuses == ["BOUGHT", "CANCELLED"]
+    assert await pool.fetchval("SELECT count(*) FROM order_state_outbox") == 0
+
+
 async def test_a_topic_that_was_lost_is_filled_again_in_batches(
     pool: asyncpg.Pool,
     states: OrderStates,
