@@ -61,8 +61,9 @@ class Hunt:
         shown = {order.order_id: order for order in page.orders}
         found = [shown[quarry.order_id] for quarry in self._ahead if quarry.order_id in shown]
         times = [order.bought_at for order in page.orders if order.bought_at is not None]
-        was_last = len(page.orders) + len(page.unreadable) < PAGE_SIZE
-        if was_last or not times:
+        # Pages skip and repeat rows (#3740): one that is not full is the last one if it is hardly worth its request.
+        is_full = len(page.orders) + len(page.unreadable) >= PAGE_SIZE
+        if not times or not (is_full or len(found) >= _WORTH_A_PAGE):
             self._ahead = [quarry for quarry in self._ahead if quarry.order_id not in shown]
             self._give_up()
             return found

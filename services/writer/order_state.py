@@ -9,6 +9,11 @@ Kafka may lose everything. A marker lies beside the topic: the offset that the g
 number of the topic's generation. Kafka drops it together with the topic, and a broker without its data has none; where
 it is not what PostgreSQL remembers, every order is published again, a batch at a time from where it stands. What else
 was on its way is lost then, too: looks that are owed become due at once, and bulk loads as soon as they stand still.
+
+A topic may be torn. The embedded broker (Tansu 0.6) takes records for a partition that it is about to create, sets its
+end back to 0, refuses what comes next as an unknown error (an object of that offset exists), and puts what comes then
+among the first ones, where no reader finds it. An unknown error is therefore followed by another publication of all,
+which comes to lie behind all that.
 """
 
 import asyncio
@@ -20,9 +25,10 @@ from typing import Protocol
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import UnknownError
 
 from services.writer.metrics import Metrics
-from shared.kafka import MAX_RECORD_BYTES, RecordProducer
+from shared.kafka import MAX_RECORD_BYTES, PublishFailedError, RecordProducer
 from shared.kafka_connection import connection_options
 from shared.logs import current_correlation_id
 from shared.messages import OrderState, RawJson, headers
@@ -70,6 +76,8 @@ INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT * FROM u
 _MOVE = "UPDATE order_state_topic SET republish_after = $2 WHERE republish_after = $1"
 
 _TOPIC = "SELECT generation, republish_after FROM order_state_topic"
+
+_AGAIN = "UPDATE order_state_topic SET republish_after = 0 WHERE republish_after IS NULL"
 
 _NEW_GENERATION = "UPDATE order_state_topic SET generation = $1, republish_after = 0"
 
@@ -149,6 +157,8 @@ class OrderStates:
         self._renew_at = monotonic() + _RENEW_MARKER_SECONDS
         self._doubtful: set[tuple[int, str]] = set()
         """Orders whose publication may be on its way, by a transaction that did not end well."""
+        self._is_torn = False
+        """What was published may lie where no reader finds it: when all is published, all is published once more."""
 
     async def check_topic(self) -> None:
         """Begin to publish everything again if the topic is not the one that was filled."""
@@ -196,6 +206,9 @@ class OrderStates:
             changed = await connection.fetch(_CHANGED, BATCH_ORDERS)
             self._metrics.order_state_lag.set(max((row["waited"] for row in changed), default=0))
             place = (await connection.fetchrow(_TOPIC))["republish_after"]
+            if place is None and self._is_torn:
+                await connection.execute(_AGAIN)
+                self._is_torn, place = False, 0
             again = [] if place is None else await connection.fetch(_AFTER, place, BATCH_ORDERS)
             await self._publish([*changed, *again])
             notes = [note for row in changed for note in row["ids"]]
@@ -222,7 +235,11 @@ class OrderStates:
         if len(fitting) < len(records):
             logger.error("states too large for Kafka", extra={"orders": len(records) - len(fitting)})
         if fitting:
-            await self._producer.publish_all(self._topic, fitting)
+            try:
+                await self._producer.publish_all(self._topic, fitting)
+            except PublishFailedError as error:
+                self._is_torn = self._is_torn or isinstance(error.__cause__, UnknownError)
+                raise
             self._metrics.order_states.inc(len(fitting))
 
 

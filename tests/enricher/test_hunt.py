@@ -1,5 +1,6 @@
 """Fetching an old backlog by list pages: everything is found or named as missed, at a bounded price."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from hypothesis import given
@@ -55,6 +56,28 @@ def test_a_dense_backlog_costs_one_request_for_a_hundred_orders() -> None:
 
     assert (len(found), len(missed)) == (1000, 0)
     assert requests <= 11
+
+
+@given(skipped=st.sets(st.integers(0, 9), max_size=10))
+def test_pages_that_skip_a_row_end_no_hunt(skipped: set[int]) -> None:
+    """What was skipped is fetched by itself, and nothing else."""
+    shop = a_shop(1000)
+    hunt = Hunt(quarries(set(range(1000))))
+    found: set[str] = set()
+    hidden: set[str] = set()
+    requests = 0
+    while (where := hunt.next_range()) is not None:
+        page = a_page(shop, where)
+        if requests in skipped:
+            lost = page.orders[len(page.orders) // 2]
+            hidden.add(lost.order_id)
+            page = replace(page, orders=tuple(order for order in page.orders if order is not lost))
+        requests += 1
+        found |= {order.order_id for order in hunt.take(page)}
+
+    assert set(hunt.missed) <= hidden
+    assert found | set(hunt.missed) == {order.order_id for order in shop}
+    assert requests <= 12
 
 
 def test_a_sparse_backlog_is_not_hunted_page_by_page() -> None:

@@ -13,8 +13,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from prometheus_client import REGISTRY
 
+from devstack.chaos.states import latest_states
 from devstack.tansu import Tansu
 from services.writer import order_state
 from services.writer.batch import collect
@@ -274,6 +278,43 @@ async def test_a_broker_that_lost_all_its_data_gets_every_state_again(
         broker.stop()
 
     assert {key for key, _ in found} == set(order_ids(5))
+
+
+async def produce_before_it_exists(broker: Tansu, topic: str, keys: Sequence[str]) -> None:
+    """As a producer whose metadata is older than the broker."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    for offset, key in enumerate(keys):
+        builder.append(offset, timestamp=None, key=key.encode(), value=b'{"kind":"old"}', headers=[])
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
+    await client.bootstrap()
+    batches = [(partition, bytes(builder.build())) for partition in range(1)]
+    answer = await client.send(client.get_random_node(), ProduceRequest(None, -1, 10_000, [(topic, batches)]))
+    await client.close()
+    assert answer.topics[0][1][0][1] == 0, "taken"
+
+
+async def test_a_torn_topic_shows_the_latest_state_of_every_order(
+    pool: asyncpg.Pool, metrics: Metrics, tmp_path: Path
+) -> None:
+    """Records of before the topic was created hide those that come next (Tansu 0.6)."""
+    broker, topics = Tansu(tmp_path), Topics()
+    with broker:
+        settings = KafkaSettings(kafka_bootstrap_servers=(broker.bootstrap_servers,))
+        await produce_before_it_exists(broker, topics.order_state, [f"key {number}" for number in range(20)])
+        await create_topics(settings.kafka_bootstrap_servers, topics, partitions=1, replication_factor=1)
+        await store(pool, *(an_observation(order_id=order_id) for order_id in order_ids(12)))
+        async with RecordProducer(settings, service="test") as producer:
+            states = OrderStates(pool, producer, settings, metrics)
+            failures = 0
+            for _ in range(10):
+                try:
+                    await publish_everything(states)
+                except PublishFailedError:
+                    failures += 1
+            latest = await latest_states(broker.bootstrap_servers, topics.order_state)
+
+    assert failures, "Tansu is mended: `OrderStates` needs no second publication any more"
+    assert set(order_ids(12)) <= latest.keys()
 
 
 async def test_what_was_lost_with_kafka_is_due_at_once(
