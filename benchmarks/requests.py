@@ -11,7 +11,7 @@ orders is counted (lists, single orders, statistics of events), reading the jour
   there are no more.
 
 And once more **with faults**: Allegro's journal leaves events out, repeats, delays and shuffles them, `event-stats` is
-null, the list lags, of fifty pages one repeats, one skips and one counts wrongly, and one list or order in a hundred fails.
+null, the list lags, of fifty pages one repeats, one skips and one counts wrongly, and one call in a hundred fails.
 """
 
 import argparse
