@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import ProducerClosed
+from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.partitioner import DefaultPartitioner
 
 from shared.lately import Lately
@@ -70,6 +70,14 @@ class Batch:
         self.acknowledged.exception()  # a publication that was given up leaves nobody to look at it
 
 
+class FewerPartitionsError(KafkaError):  # type: ignore[misc]  # aiokafka is untyped
+    """A topic has fewer partitions than it had: a key would have another one, and with it another order.
+
+    Kafka never takes partitions away. The embedded broker shows a topic that it is about to create with some of them
+    (chaos, seed 7); a topic that was made anew with fewer on purpose needs new processes.
+    """
+
+
 class Batches:
     """What one producer gathers for a moment before it goes out."""
 
@@ -80,6 +88,8 @@ class Batches:
         self._gathered = 0
         self._filling: dict[tuple[str, int], Batch] = {}
         self._full: list[tuple[tuple[str, int], Batch]] = []
+        self._partitions: dict[str, int] = {}
+        """The most that each topic ever had."""
         self._turns: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._departure: asyncio.TimerHandle | None = None
         self._under_way: set[asyncio.Task[None]] = set()
@@ -87,9 +97,9 @@ class Batches:
     async def put(self, topic: str, records: Iterable[OutgoingRecord]) -> "set[asyncio.Future[None]]":
         """Take the records in order; returns the acknowledgements to wait for.
 
-        Raises aiokafka's errors if the topic's partitions are not known in time.
+        Raises aiokafka's errors if the topic's partitions are not known in time, and FewerPartitionsError.
         """
-        partitions = len(await self._producer.partitions_for(topic))
+        partitions = await self._count_partitions(topic)
         acknowledgements = set()
         for record in records:
             acknowledgements.add(self._put(topic, partitions, *record))
@@ -99,6 +109,15 @@ class Batches:
             is_much = self._lately.amount(loop.time()) >= _MANY_RECORDS
             self._departure = loop.call_later(_LONG_LINGER_SECONDS if is_much else _SHORT_LINGER_SECONDS, self._depart)
         return acknowledgements
+
+    async def _count_partitions(self, topic: str) -> int:
+        partitions = len(await self._producer.partitions_for(topic))
+        known = self._partitions.get(topic, 0)
+        if partitions < known:
+            await self._producer.client.force_metadata_update()
+            raise FewerPartitionsError(f"{topic} has {partitions} partitions, and had {known}")
+        self._partitions[topic] = partitions
+        return partitions
 
     def _put(
         self,

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ProducerClosed
 
-from shared.kafka_batches import Batches
+from shared.kafka_batches import Batches, FewerPartitionsError
 from shared.topics import Topics
 
 pytestmark = pytest.mark.integration
@@ -108,3 +109,40 @@ async def test_what_is_under_way_at_the_end_is_told_to_whoever_waits(
     for acknowledgement in acknowledgements:
         with pytest.raises(ProducerClosed):
             acknowledgement.result()
+
+
+class _Shrinking:
+    """A producer whose metadata shows a topic with fewer partitions for a moment."""
+
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
+        self.client = self
+        self.shown = _PARTITIONS
+        self.asked_anew = 0
+
+    async def partitions_for(self, _topic: str) -> set[int]:
+        return set(range(self.shown))
+
+    async def force_metadata_update(self) -> None:
+        self.asked_anew += 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+
+async def test_a_key_keeps_its_partition_while_a_topic_is_shown_with_fewer(
+    kafka_bootstrap: str, fresh_topics: str, producer: AIOKafkaProducer
+) -> None:
+    topic = Topics(fresh_topics).orders
+    shrinking = _Shrinking(producer)
+    batches = Batches(shrinking)
+    await _acknowledged(batches, topic, [b"first"])
+
+    shrinking.shown = 1
+    with pytest.raises(FewerPartitionsError, match="has 1 partitions, and had 3"):
+        await batches.put(topic, [(b"one", b"lost", [])])
+    shrinking.shown = _PARTITIONS
+    await _acknowledged(batches, topic, [b"second"])
+
+    assert await _published(kafka_bootstrap, topic, 2) == [b"first", b"second"]
+    assert shrinking.asked_anew == 1
