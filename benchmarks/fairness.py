@@ -33,6 +33,7 @@ _HISTORY_DAYS = 360
 _FAULTS = {
     "list_repeat": 0.1,
     "list_skip": 0.05,
+    "list_slip": 0.05,
     "total_count_lies": 0.1,
     "http_5xx": 0.02,
     "cut_connection": 0.01,

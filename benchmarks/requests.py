@@ -11,7 +11,7 @@ orders is counted (lists, single orders, statistics of events), reading the jour
   there are no more.
 
 And once more **with faults**: Allegro's journal leaves events out, repeats, delays and shuffles them, `event-stats` is
-null, the list lags, of fifty pages one repeats, one skips and one counts wrongly, and one call in a hundred fails.
+null, the list lags, of its pages 1 % each repeat, skip, slip and count wrongly, and 1 % of the calls fail.
 """
 
 import argparse
@@ -36,9 +36,10 @@ _FAULTS = {
     "journal_shuffle": {"rate": 0.1, "amount": 3},
     "event_stats_null": 1.0,
     "list_lag_seconds": 5.0,
-    "list_repeat": 0.02,
-    "list_skip": 0.02,
-    "total_count_lies": 0.02,
+    "list_repeat": 0.01,
+    "list_skip": 0.01,
+    "list_slip": 0.01,
+    "total_count_lies": 0.01,
     "http_5xx": {"rate": 0.01, "endpoints": ["list", "detail"]},
 }
 _SELLERS = 6

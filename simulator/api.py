@@ -145,7 +145,10 @@ class Api:
             return errors.api_error(error.status, error.code, error.message, _LIST_PATH)
         lag = self._faults.get("list_lag_seconds")
         as_of_ms = None if lag is None else self._world.now_ms() - round(lag.amount * 1000)
-        page = listing.page(seller, query, self._world.oldest_order_ms(), as_of_ms)
+        oldest_ms = self._world.oldest_order_ms()
+        page = listing.page(seller, query, oldest_ms, as_of_ms)
+        if self._faults.strikes("list_slip", seller=seller.id):
+            page = self._slipped(seller, page, listing.page(seller, query.longer(), oldest_ms, as_of_ms))
         if lag is not None:
             self._faults.note("list_lag_seconds")
         rows, total = self._falsified(seller, page)
@@ -153,6 +156,15 @@ class Api:
         bodies = [self._body(seller, listing.row_order(seller, row), as_of_ms) for row in rows]
         body = b'{"checkoutForms":[%b],"count":%d,"totalCount":%d}' % (b",".join(bodies), len(bodies), total)
         return Answer(200, body, API_JSON)
+
+    def _slipped(self, seller: Seller, page: Page, longer: Page) -> Page:
+        """A row is left out, and the page is filled up behind it: nothing but the next page's count tells (#3985)."""
+        if not page.rows or len(longer.rows) == len(page.rows):
+            return page
+        rows = list(longer.rows)
+        left_out = rows.pop(int(self._faults.rolls("list_slip").fraction() * len(page.rows)))
+        seller.hidden.add((left_out.number, left_out.live))
+        return Page(rows, page.total)
 
     def _falsified(self, seller: Seller, page: Page) -> tuple[list[Row], int]:
         """What list_empty, list_repeat, list_skip and total_count_lies make of a page (#3740, #3985, #12322)."""

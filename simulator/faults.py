@@ -26,6 +26,7 @@ _AMOUNTS: Final[Mapping[str, float]] = {
     "list_lag_seconds": 5,
     "list_repeat": 0,
     "list_skip": 0,
+    "list_slip": 0,
     "list_empty": 0,
     "total_count_lies": 7,  # at most so many orders too few or too many
     "merges": 0,

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import islice
 from typing import Final, NamedTuple
@@ -49,6 +49,10 @@ class Query:
     fulfillment: str | None = None
     sort: str = "-lineItems.boughtAt"
     in_body: tuple[tuple[tuple[str, ...], str], ...] = ()
+
+    def longer(self) -> "Query":
+        """The same with one more row."""
+        return replace(self, limit=self.limit + 1)
 
     @property
     def by_purchase_only(self) -> bool:

@@ -56,6 +56,7 @@ _LYING_JOURNAL = {
     "list_lag_seconds": _LIST_LAG_SECONDS,
     "list_repeat": 0.1,
     "list_skip": 0.1,
+    "list_slip": 0.1,
     "total_count_lies": 0.1,
     "merges": 0.05,
 }

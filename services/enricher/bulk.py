@@ -30,6 +30,7 @@ from shared.allegro.errors import (
     RateLimitedError,
     ReauthorizationRequiredError,
 )
+from shared.allegro.tally import tallied
 from shared.errors import TransientError
 from shared.logs import correlated, remember_user
 from shared.messages import (
@@ -218,7 +219,6 @@ class BulkHandler:
                 page = await self._page(attempt, request)
             except AnswerTooLargeError as error:
                 logger.warning("a page is too large", extra={"run_id": str(attempt.run_id), "error": str(error)})
-                attempt.requests += 1
                 walk.ask_for_less()
                 continue
             for part in page.unreadable:
@@ -262,7 +262,24 @@ class BulkHandler:
         while True:
             await self._let_the_writer_follow(attempt)
             try:
-                page = await self._unless_stopped(
+                page = await self._counted(attempt, request)
+            except TransientError as error:
+                pause = error.retry_after.total_seconds() if error.retry_after else delay
+                if not isinstance(error, _NOBODYS_FAULT):
+                    failures += 1
+                    if failures == _FAILED_CALLS or pause > _LONGEST_PAUSE_SECONDS:
+                        raise _GivenUpError(f"{type(error).__name__}: {error}") from error
+                logger.warning("bulk load waits", extra={"run_id": str(attempt.run_id), "error": str(error)})
+                await self._wait(attempt, pause)
+                delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
+            else:
+                return page
+
+    async def _counted(self, attempt: _Attempt, request: PageRequest) -> OrderPage:
+        """The page; what it cost, with every attempt of the client, is counted however it ends."""
+        with tallied() as tally:
+            try:
+                return await self._unless_stopped(
                     attempt,
                     self._allegro.list_orders(
                         attempt.token_id,
@@ -273,20 +290,8 @@ class BulkHandler:
                         traffic="bulk",
                     ),
                 )
-            except TransientError as error:
-                if not isinstance(error, AllegroOutageError):
-                    attempt.requests += 1
-                pause = error.retry_after.total_seconds() if error.retry_after else delay
-                if not isinstance(error, _NOBODYS_FAULT):
-                    failures += 1
-                    if failures == _FAILED_CALLS or pause > _LONGEST_PAUSE_SECONDS:
-                        raise _GivenUpError(f"{type(error).__name__}: {error}") from error
-                logger.warning("bulk load waits", extra={"run_id": str(attempt.run_id), "error": str(error)})
-                await self._wait(attempt, pause)
-                delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
-            else:
-                attempt.requests += 1
-                return page
+            finally:
+                attempt.requests += tally.requests
 
     async def _unless_stopped(self, attempt: _Attempt, call: Coroutine[Any, Any, OrderPage]) -> OrderPage:
         """The call's result; it may wait for minutes (limits, a block, a slow answer), a stop does not wait for it."""

@@ -15,7 +15,7 @@ from services.enricher.merge import Wanted
 _STOPPED = """
 SELECT w.order_id
   FROM unnest($2::text[], $3::uuid[]) AS w (order_id, run_id)
-  JOIN sync_history r ON r.run_id = w.run_id AND r.kind = 'orders' AND r.status = 'stopped'
+  JOIN sync_history r ON r.run_id = w.run_id AND r.kind <> 'journal' AND r.status = 'stopped'
  WHERE NOT EXISTS (SELECT FROM pending_fetches p WHERE p.user_token_id = $1 AND p.allegro_order_id = w.order_id)
 """
 

@@ -4,8 +4,10 @@ Pages are asked for in ascending order of purchase; the next one starts at the l
 growing offset, so there is no depth at which Allegro refuses (`offset + limit <= 10000`, #4027). The rows seen at
 that very moment, nearly always one, are skipped by an offset: a page brings a hundred new orders. That is safe only
 while nothing has vanished or come between the two answers, which their counts tell; if they do not fit together the
-page is thrown away, and the moment is read again from its first row. Where a page is too large to be read, smaller ones
-are asked for, down to a single row, and this one is skipped as well if it alone is too large.
+page is thrown away, and the moment is read again from its first row. If two answers agree that fewer rows are left
+than were foreseen, the page before may have left one out and filled up behind it: the walk goes back to it, once.
+Where a page is too large to be read, smaller ones are asked for, down to a single row, and this one is skipped as well
+if it alone is too large.
 
 No count is believed by itself: `totalCount` lies, and an answer may be wrongly empty with a count of 0 (#3740). What
 a page counts beyond its own rows is remembered, and the list is at its end where two answers agree on it. Otherwise a
@@ -28,6 +30,8 @@ _REMEMBERED_IDS = 1000
 _LOOKS_AGAIN = 3
 _SMALLER = 10
 _LOOKS_AT_A_SHORT_PAGE = 2
+# What a page may leave out and fill up behind; where a count says less by more than that, the list breaks off.
+_FEW_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,12 @@ class Walk:
         """How many rows there are from the present position on, by what was counted before."""
         self._is_read_anew = False
         """The present position was asked for from its first row on, since its counts did not fit together."""
+        self._before: datetime | None = None
+        """The position before the present one."""
+        self._furthest = self._position
+        """Where the walk has gone back from."""
+        self._fewer: int | None = None
+        """What an answer has counted from the present position on, if it is less than was foreseen."""
         self._rows: dict[str, _Row] = {}
         """What the answers to the present request have shown, however often it was asked."""
         self._unreadable: set[bytes] = set()
@@ -140,7 +150,10 @@ class Walk:
         self.breaks_off = False
         self._shown_since = self._shown_since or page.requested_at
         if self._has_shifted(page):
-            self._read_anew()
+            self._read_anew(counted=page.total_count)
+            return []
+        if self._has_passed_a_row(page):
+            self._go_back()
             return []
         self._rows |= {order.order_id: _Row(order, page.requested_at) for order in page.orders}
         self._unreadable.update(part.raw for part in page.unreadable)
@@ -164,7 +177,22 @@ class Walk:
             or any(order.order_id in self._skipped for order in page.orders)
         )
 
-    def _read_anew(self) -> None:
+    def _has_passed_a_row(self, page: OrderPage) -> bool:
+        agrees = self._is_read_anew and self._fewer is not None and self._fewer == page.total_count
+        return agrees and bool(page.orders) and self._before is not None and self._position > self._furthest
+
+    def _go_back(self) -> None:
+        self._furthest = self._position
+        self._position = self._before or self._position
+        self._before = None
+        self._foreseen = None
+        self._offset = 0
+        self._is_read_anew = False
+        self._ask_anew()
+
+    def _read_anew(self, *, counted: int | None) -> None:
+        lacking = 0 if counted is None or self._foreseen is None else self._foreseen - counted
+        self._fewer = counted if 0 < lacking <= _FEW_ROWS else None
         self._is_read_anew = True
         self._offset = 0
         self._skipped = set()
@@ -215,7 +243,7 @@ class Walk:
             here = {row.order.order_id for row in self._rows.values() if _is_since(row.order, latest)}
             self._foreseen = None if foreseen is None else foreseen - (end - len(here))
             self._cover(until=latest)
-            self._position = latest
+            self._before, self._position = self._position, latest
             self._is_read_anew = False
             self._skipped = here if is_certain and foreseen is not None else set()
             self._offset = len(self._skipped)

@@ -239,11 +239,15 @@ class JournalPoller:
         """Read up to a short page; the pages with something new in them are one run, published when all are read.
 
         Where there is much, only a few looks go on at a time: each holds its pages, twice while they are published
-        (promise P10).
+        (promise P10). Others take a little each time, and none waits in a slot that a seller with little could have.
         """
         with tallied() as tally:
             page = await self._reader.page(look.token_id, look.cursor, after=start.after)
             is_long = not page.is_last or len(page.links) > _MANY_EVENTS
+            if is_long and self._long_looks.locked():
+                head = page.head(_MANY_EVENTS)
+                published = await self._publish(look, [head] if head.links else [], requests=tally.requests)
+                return Outcome(published, head.read_up_to, has_more=True)
             async with self._long_looks if is_long else nullcontext():
                 pages = [page] if page.links else []
                 while not page.is_last and len(pages) < self._max_pages:

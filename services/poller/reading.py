@@ -5,7 +5,7 @@ behind it the cursor stays before it, and the line is met again: nothing else is
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -33,6 +33,13 @@ class Page:
     is_last: bool
     received_at: datetime
     clock_ahead: timedelta | None
+
+    def head(self, events: int) -> "Page":
+        """So many of its events; what is behind them is read again."""
+        if len(self.links) <= events:
+            return self
+        links = self.links[:events]
+        return replace(self, links=links, read_up_to=links[-1].event.event_id, is_last=False)
 
 
 class PageReader:

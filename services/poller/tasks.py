@@ -27,6 +27,7 @@ from shared.allegro.client import AllegroClient
 from shared.allegro.errors import AllegroError
 from shared.allegro.tally import tallied
 from shared.clock import Clock, to_event_id
+from shared.dropped_looks import drop_looks
 from shared.ended_runs import count_ended
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated, scrub
@@ -210,15 +211,6 @@ WITH asked AS (
 SELECT user_token_id, run_id, kind, status FROM runs
 """
 
-# Looks that nobody else wants. Those that an event wants stay owed, as do those of a stopped reading of the journal.
-_DROP_LOOKS = """
-WITH shared AS (
-    UPDATE pending_fetches SET run_ids = array_remove(run_ids, $2::uuid)
-     WHERE user_token_id = $1 AND $2 = ANY(run_ids) AND NOT run_ids <@ ARRAY[$2::uuid]
-)
-DELETE FROM pending_fetches WHERE user_token_id = $1 AND run_ids <> '{}' AND run_ids <@ ARRAY[$2::uuid]
-"""
-
 _GIVE_UP = """
 UPDATE task_history h SET status = 'failed', finished_at = now(), error = 'the token was deactivated'
   FROM user_tokens t
@@ -304,8 +296,8 @@ class TaskPlanner:
         stopped = await self._pool.fetch(_STOP)
         count_ended(stopped)
         for run in stopped:
-            if run["kind"] == "orders":
-                await self._pool.execute(_DROP_LOOKS, run["user_token_id"], run["run_id"])
+            if run["kind"] != "journal":
+                await drop_looks(self._pool, run["user_token_id"], run["run_id"])
         await self._pool.execute(_GIVE_UP)
         more = await self._slots.fill(partial(self.claim, kinds=_SHORT_KINDS), self.plan)
         if not self._readings.are_full:

@@ -20,6 +20,7 @@ from services.writer.reconciliation import Finding, announce, link_merged, note,
 from services.writer.unstorable import Storable, as_it_came
 from services.writer.walk import WalkState, advance_all, is_complete
 from shared.delivery import DeadLetter
+from shared.dropped_looks import drop_looks
 from shared.errors import PermanentError
 from shared.messages import OrderEvent, OrderFetchFailed, OrderMissing, OrderObserved, WindowFinished
 from shared.token_users import learn_users
@@ -472,6 +473,8 @@ class _Transaction:
 
     async def _finish_walk(self, end: WindowFinished) -> None:
         """A walk that went through ends its run when the looks that it wants are made, any other ends it now."""
+        if end.outcome == "stopped":
+            await drop_looks(self._connection, end.token_id, end.run_id)
         await self._connection.execute(sql.FINISH_WALK, end.run_id)
         if end.outcome == "completed":
             await self._connection.execute(sql.NOTE_END_OF_WALK, end.run_id, end.requests, end.orders_expected)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _FIRST_BACKOFF_SECONDS = 0.5
+# A permission that is older may be one of a minute that is over.
+_PERMISSION_SECONDS = 5.0
 # What cannot be asked for in smaller pieces may be larger, so that it is known what it is.
 _MAX_SINGLE_BYTES = 2 * MAX_ANSWER_BYTES
 
@@ -86,6 +89,7 @@ class AllegroClient:
         clock: Clock,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
         self._url = settings.api_url
@@ -95,6 +99,7 @@ class AllegroClient:
         self._outage = outage
         self._clock = clock
         self._sleep = sleep
+        self._monotonic = monotonic
 
     async def events(self, token_id: int, *, after: int, limit: int = 1000, traffic: Traffic = "live") -> JournalPage:
         """The journal after a position, which is excluded; no filter by type: the forms Allegro takes vary (#3875).
@@ -199,6 +204,16 @@ class AllegroClient:
             # Somebody refreshed again, or consented anew, while we called.
             raise AllegroUnavailableError("the token was replaced during the call").at(endpoint.value) from error
 
+    async def _permitted(self, endpoint: Endpoint, token_id: int, traffic: Traffic) -> Bearer:
+        """The token, once its call may go out: it is decrypted no earlier. A refresh may take long; the permission is
+        old then, all of Allegro may be blocked, and another one is asked for."""
+        while True:
+            await self._limits.acquire(endpoint, token_id=token_id, traffic=traffic)
+            permitted_at = self._monotonic()
+            bearer = await self._vault.access_token(token_id)
+            if self._monotonic() - permitted_at < _PERMISSION_SECONDS:
+                return bearer
+
     async def _request(
         self,
         token_id: int,
@@ -209,9 +224,7 @@ class AllegroClient:
         order_id: str | None = None,
     ) -> _Answer:
         self._outage.check(token_id)
-        # The wait comes first: a token is decrypted only when its call can go out.
-        await self._limits.acquire(endpoint, token_id=token_id, traffic=traffic)
-        bearer = await self._vault.access_token(token_id)
+        bearer = await self._permitted(endpoint, token_id, traffic)
         requested_at = self._clock.now()
         try:
             with self._outage.call(token_id, order_id):

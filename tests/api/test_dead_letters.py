@@ -10,6 +10,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from services.api.settings import ApiSettings
+from shared.messages import OrderFetch, OrderMissing, Record
+from tests.builders import NOON, a_token, an_event
 
 pytestmark = pytest.mark.integration
 
@@ -66,6 +68,31 @@ async def test_a_replayed_record_is_the_one_that_came(
 
     assert (answer.status_code, answer.json()["status"]) == (200, "replayed")
     assert await consume(settings, 1) == [(b"42", HALF, tuple(HEADERS))]
+
+
+@pytest.mark.parametrize(
+    ("record", "owed"),
+    [
+        (OrderFetch(token_id=1, order_id="a", wanted_after=NOON), ["a"]),
+        (an_event(order_id="b"), ["b"]),
+        (an_event(order_id="b", fetch=False), []),
+        (an_event(order_id=None), []),
+        (OrderMissing(token_id=1, order_id="a", observed_at=NOON, reason="404"), []),
+        (OrderFetch(token_id=9, order_id="of no token of ours", wanted_after=NOON), []),
+    ],
+)
+async def test_the_look_that_a_replayed_record_asks_for_is_owed(
+    api: httpx.AsyncClient, pool: asyncpg.Pool, settings: ApiSettings, record: Record, owed: list[str]
+) -> None:
+    """The enricher leaves what finds no room to the database, which has to know of it."""
+    await a_token(pool)
+    identifier = await a_dead_letter(pool, settings.topics.order_events, key=record.key, value=record.encode())
+
+    answer = await api.post(f"/api/v1/dead-letters/{identifier}/replay")
+
+    assert answer.status_code == 200
+    rows = await pool.fetch("SELECT allegro_order_id FROM pending_fetches WHERE attempts = 0")
+    assert [row[0] for row in rows] == owed
 
 
 async def test_a_record_is_replayed_once_however_many_ask(

@@ -14,6 +14,7 @@ from services.writer.batch import collect
 from services.writer.store import Store
 from shared.allegro.bodies import ListedOrder, OrderPage, UnreadableBodyError, UnreadablePart, listed_order
 from shared.allegro.errors import AllegroOutageError, AllegroUnavailableError, ReauthorizationRequiredError
+from shared.allegro.tally import note_request
 from shared.database import open_pool
 from shared.messages import OrderObserved, OrderWindow, Record, WindowFinished
 from tests.builders import A_RUN, NOON, a_run, a_token, after, an_order_body, consumed
@@ -43,6 +44,8 @@ class Allegro:
     ) -> OrderPage:
         assert traffic == "bulk"
         self.pages += 1
+        if not isinstance(self.before_page.get(self.pages), AllegroOutageError):
+            note_request()
         if token_id in self.failing:
             raise AllegroUnavailableError("not refreshed")
         if self.pages in self.before_page:

@@ -22,6 +22,7 @@ async def owe(pool: asyncpg.Pool, order_id: str) -> None:
     ("kind", "status", "stopped"),
     [
         ("orders", "stopped", {"a"}),
+        ("full", "stopped", {"a"}),
         ("orders", "running", set()),
         ("orders", "completed", set()),
         ("journal", "stopped", set()),  # its looks stay owed, and a replayed one is owed nothing

@@ -265,6 +265,19 @@ def test_pages_repeat_and_skip_rows(start: Start) -> None:
     assert len(skipped) == 99
 
 
+def test_a_page_leaves_out_a_row_and_is_full_all_the_same(start: Start) -> None:
+    simulator, seller = faulty(start, {})
+    before = [order["id"] for order in seller.json("/order/checkout-forms", limit=100)["checkoutForms"]]
+    simulator.put("/faults", {"list_slip": True})
+
+    after = [order["id"] for order in seller.json("/order/checkout-forms", limit=100)["checkoutForms"]]
+
+    [left_out] = set(before) - set(after)
+    [line] = [line for line in simulator.ledger("orders", seller.seller_id) if line["order_id"] == left_out]
+    assert (len(after), len(set(after) - set(before))) == (100, 1)
+    assert line["hidden"]
+
+
 def test_a_page_is_wrongly_empty(start: Start) -> None:
     _, seller = faulty(start, {"list_empty": {"times": 1}})
 

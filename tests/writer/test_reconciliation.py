@@ -77,6 +77,18 @@ async def the_run(pool: asyncpg.Pool) -> asyncpg.Record:
     return await pool.fetchrow("SELECT * FROM sync_history WHERE run_id = $1", A_RUN)
 
 
+async def test_a_stopped_listing_is_owed_no_looks_but_what_others_want_is(pool: asyncpg.Pool) -> None:
+    await store(pool, *(an_observation(order_id=order_id) for order_id in ("a", "b", "c")))
+    await store(pool, page("a"), listed("a", 0))
+    await store(pool, an_event(order_id="c", run_id=ANOTHER_RUN, wanted_after=after(300)))
+    before = await owed(pool)
+
+    await store(pool, WindowFinished(token_id=1, run_id=A_RUN, attempt=1, orders=1, requests=1, outcome="stopped"))
+
+    assert (before, await owed(pool)) == (["b", "c"], ["c"])
+    assert (await the_run(pool))["status"] == "stopped"
+
+
 class TestUnlistedOrders:
     async def test_a_stored_order_that_was_not_listed_is_owed_a_look_and_not_marked(self, pool: asyncpg.Pool) -> None:
         await store(pool, an_observation(order_id="a"), an_observation(order_id="b"))

@@ -23,6 +23,7 @@ from services.api.problems import (
 from shared.delivery import stored_headers
 from shared.kafka import UnsendableRecordError
 from shared.kafka_batches import OutgoingRecord
+from shared.messages import OrderEvent, OrderFetch, UnreadableRecordError, decode
 
 router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"])
 
@@ -41,6 +42,15 @@ _RECORD = "SELECT key, value, headers FROM dead_letters WHERE id = $1"
 _LOCK = "SELECT topic, key, value, headers, status FROM dead_letters WHERE id = $1 FOR UPDATE"
 
 _RESOLVE = "UPDATE dead_letters SET status = $2, resolved_at = now() WHERE id = $1"
+
+# The enricher leaves to the database what finds no room, so it has to be owed there. The record comes first.
+_OWE = """
+INSERT INTO pending_fetches AS p (user_token_id, allegro_order_id, wanted_after, bought_at, next_attempt_at)
+SELECT id, $2, $3, $4, now() + interval '2 minutes' FROM user_tokens WHERE id = $1
+ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
+   SET attempts = 0, wanted_after = greatest(p.wanted_after, excluded.wanted_after),
+       next_attempt_at = least(p.next_attempt_at, excluded.next_attempt_at)
+"""
 
 DeadLetterStatus = Literal["open", "replayed", "dropped"]
 
@@ -155,6 +165,7 @@ async def replay_dead_letter(dead_letter_id: RowId, context: Context, caller: Kn
     await _summary(context, caller, dead_letter_id)
     async with context.pool.acquire() as connection, connection.transaction():
         row = await _open_row(connection, dead_letter_id)
+        await _owe(connection, row["value"])
         try:
             await context.producer.publish_all(row["topic"], [_outgoing(row)])
         except UnsendableRecordError as error:
@@ -194,6 +205,19 @@ async def _open_row(connection: asyncpg.Connection, dead_letter_id: int) -> asyn
     if row["status"] != "open":
         raise DeadLetterResolvedError(f"Dead letter {dead_letter_id} has been {row['status']} already.")
     return row
+
+
+async def _owe(connection: asyncpg.Connection, value: bytes | None) -> None:
+    """Note the look that the record asks for, if it is one that asks for a look."""
+    try:
+        record = decode(value)
+    except UnreadableRecordError:
+        return
+    match record:
+        case OrderFetch(order_id=str(order_id)) | OrderEvent(order_id=str(order_id), fetch=True):
+            await connection.execute(_OWE, record.token_id, order_id, record.wanted_after, record.bought_at)
+        case _:
+            return
 
 
 def _outgoing(row: asyncpg.Record) -> OutgoingRecord:

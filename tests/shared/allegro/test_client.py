@@ -90,12 +90,22 @@ class Edge:
     def __init__(self, *answers: Answer | Callable[[httpx.Request], Answer]) -> None:
         self.requests: list[httpx.Request] = []
         self.pauses: list[float] = []
+        self.now = 0.0
         self.limits = Limits()
         self.vault = Vault()
         self._answers = list(answers)
         chosen = settings("https://api.example")
         http = open_http(chosen, transport=httpx.MockTransport(self._answer))
-        self.client = AllegroClient(http, chosen, self.vault, self.limits, NO_OUTAGE, Clock(), sleep=self._pause)  # type: ignore[arg-type]
+        self.client = AllegroClient(
+            http,
+            chosen,
+            self.vault,  # type: ignore[arg-type]
+            self.limits,  # type: ignore[arg-type]
+            NO_OUTAGE,
+            Clock(),
+            sleep=self._pause,
+            monotonic=lambda: self.now,
+        )
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -122,6 +132,27 @@ def refused(status: int, code: str = "X", **headers: str) -> httpx.Response:
 
 
 AN_ANSWER = ok(bytes(an_order_body()))
+
+
+async def test_a_permission_that_grew_old_while_the_token_was_refreshed_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of Allegro may be blocked since, or the minute of the permission be over."""
+    edge = Edge(AN_ANSWER)
+    refreshes = iter([30.0, 0.1])
+    vault_gives = edge.vault.access_token
+
+    async def access_token(token_id: int) -> Bearer:
+        assert not edge.requests
+        edge.now += next(refreshes)
+        return await vault_gives(token_id)
+
+    monkeypatch.setattr(edge.vault, "access_token", access_token)
+
+    await edge.order()
+
+    assert edge.limits.acquired == [(Endpoint.DETAIL, 7, "live")] * 2
+    assert len(edge.requests) == 1
 
 
 class TestRequests:
