@@ -6,10 +6,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import asyncpg
 import httpx
+import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
@@ -21,6 +24,7 @@ from devstack.chaos.plan import Injection, Kind, replicas_of
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
 from devstack.stack import Stack
+from devstack.tansu import Tansu
 from shared.leaderless_group import free_if_leaderless
 from shared.settings import KafkaSettings
 from shared.topics import Topics, create_topics
@@ -31,6 +35,7 @@ _UP_SECONDS = 20.0
 _GROUP_EMPTY_SECONDS = 30.0
 _AGAIN_SECONDS = 60.0
 _ENOUGH_SECONDS = 10.0
+_CLOCK_TOLERANCE_SECONDS = 10.0
 _SCAN_SECONDS = 20.0
 # A busy machine, or one that has just started a server, answers late: asked again, but not for ever.
 _PATIENCE_SECONDS = 180.0
@@ -102,6 +107,8 @@ class Injector:
         self.left_out = 0
         self.down: set[str] = set()
         """Replicas that do not run because we stopped them."""
+        self.unclean_ends: list[str] = []
+        """Services that were asked to end, and did not do so by themselves or not well."""
 
     async def run(self, plan: Sequence[Injection], seconds: float) -> None:
         """Do what is planned, each at its time or as soon as those before it allow.
@@ -172,13 +179,18 @@ class Injector:
     async def _restart(self, injected: Injected) -> None:
         name = injected.injection.target
         self.down.add(name)
-        await asyncio.to_thread(self._stack.services[name].stop)
+        code = await asyncio.to_thread(self._stack.services[name].stop)
+        if code != 0:
+            self.unclean_ends.append(f"{name} was asked to end and did so with exit code {code}")
         await self._start_and_wait(injected, name)
 
     async def _pause(self, injected: Injected) -> None:
         child = self._stack.services[injected.injection.target]
+        process = psutil.Process(child.pid)
         child.send(signal.SIGSTOP)
         await asyncio.sleep(injected.injection.for_seconds)
+        if not process.is_running() or process.status() != psutil.STATUS_STOPPED:
+            injected.in_vain = "it did not stand still to the end"
         child.send(signal.SIGCONT)
 
     async def _shift_clock(self, injected: Injected) -> None:
@@ -186,10 +198,23 @@ class Injector:
         launcher = ("devstack.chaos.shifted_clock", str(injection.shift_seconds))
         await self._replace(injection.target, launcher)
         await self._until_up(injection.target)
+        injected.effect = f"its clock was off by {(ahead := await self._ahead(injection.target)):+.0f} s"
+        if abs(ahead - injection.shift_seconds) > _CLOCK_TOLERANCE_SECONDS:
+            injected.in_vain = injected.effect
         await asyncio.sleep(injection.for_seconds)
         await self._replace(injection.target, ())
         injected.ended = time.time()
         await self._until_up(injection.target)
+
+    async def _ahead(self, name: str) -> float:
+        """By how many seconds a service's clock is ahead of ours, by the date that it states."""
+
+        async def ask() -> float:
+            async with httpx.AsyncClient(timeout=_ANSWER_SECONDS) as http:
+                answer = await http.get(f"{self._stack.url(name)}/livez")
+                return parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()
+
+        return await self._patiently(ask, f"the date of {name}")
 
     async def _replace(self, name: str, launcher: Sequence[str]) -> None:
         self.down.add(name)
@@ -202,9 +227,20 @@ class Injector:
         database = self._stack.database
         if not isinstance(database, Postgres):
             raise DevstackError("Chaos needs a PostgreSQL of its own: unset DATABASE_URL.")
+        before = await self._postgres_started_at()
         await asyncio.to_thread(database.stop, "fast" if injection.kind is Kind.POSTGRES_FAST else "immediate")
         await asyncio.sleep(injection.for_seconds)
         database.start()
+        if await self._postgres_started_at() <= before:
+            injected.in_vain = "it is the server of before"
+
+    async def _postgres_started_at(self) -> datetime:
+        async def ask() -> datetime:
+            async with self._stack.connection() as database:
+                started_at: datetime = await database.fetchval("SELECT pg_postmaster_start_time()")
+                return started_at
+
+        return await self._patiently(ask, "when PostgreSQL was started")
 
     async def _restart_broker(self, injected: Injected) -> None:
         before = await self._before_a_loss()
@@ -213,6 +249,8 @@ class Injector:
         kept = survivors(before, await self._first_records())
         # What becomes of the data is the broker's affair: the embedded one keeps it in memory only.
         injected.effect = f"{len(kept)} of {len(before)} partitions kept their records"
+        if before and not kept and not isinstance(self._stack.broker, Tansu):
+            injected.in_vain = "a broker that keeps its records was to be restarted, and lost them"
 
     async def _wipe_broker(self, injected: Injected) -> None:
         before = await self._before_a_loss()
@@ -401,9 +439,18 @@ class Injector:
         return await self._patiently(ask, "counting pairs of tokens")
 
     async def _take_allegro_away(self, injected: Injected) -> None:
+        before = await self._refused_by_maintenance()
         await self._control.set_faults({**self._faults, "maintenance": True})
         await asyncio.sleep(injected.injection.for_seconds)
         await self._control.set_faults(self._faults)
+        refused = await self._refused_by_maintenance() - before
+        injected.effect = f"{refused} calls were refused"
+        if not refused:
+            injected.in_vain = "nobody called"
+
+    async def _refused_by_maintenance(self) -> int:
+        struck: Mapping[str, int] = (await self._control.stats())["faults_struck"]
+        return struck.get("maintenance", 0)
 
     async def _start(self, name: str) -> None:
         child = self._stack.services[name]

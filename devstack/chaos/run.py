@@ -191,6 +191,9 @@ class Report:
                 "found_by_last_listing": self.found_by_last_listing,
                 "differences": self.comparison.differences,
                 "problems": {name: len(complaints) for name, complaints in self.checks.items()},
+                "recovery_seconds_p50": round(
+                    verdict.quantile(sorted(one.recovery_seconds for one in self.done), 0.5), 1
+                ),
                 "recovery_seconds_max": round(max((one.recovery_seconds for one in self.done), default=0.0), 1),
                 "recovery_seconds_undisturbed_max": round(
                     max((one.undisturbed_seconds for one in self.done), default=0.0), 1
@@ -437,7 +440,7 @@ class Chaos:
         checks["faults of Allegro that never struck"] = verdict.not_struck(self._options.faults, report.struck)
         if "timeout" in self._options.faults and not report.timeouts:
             checks["faults of Allegro that never struck"].append("no service ever waited in vain for an answer")
-        checks["services that ended"] = watch.deaths
+        checks["services that ended"] = [*watch.deaths, *injector.unclean_ends]
         lives = list(watch.lives.values())
         checks["memory"] = verdict.too_much_memory(lives)
         report.memory, report.growth = watch.most_memory, verdict.most_growth(lives)
@@ -483,6 +486,7 @@ def fault_table(report: Report) -> Table:
     table.add_column("fault")
     table.add_column("lasted", justify="right")
     table.add_column("recovered after", justify="right")
+    table.add_column("undisturbed", justify="right")
     table.add_column("effect")
     for one in report.done:
         table.add_row(
@@ -490,6 +494,7 @@ def fault_table(report: Report) -> Table:
             str(one.injection),
             f"{one.ended - one.began:.1f} s" if one.ended else "not over",
             f"{one.recovery_seconds:.1f} s",
+            f"{one.undisturbed_seconds:.1f} s",
             one.effect,
         )
     return table

@@ -123,15 +123,18 @@ def may_differ(line: Mapping[str, Any], covered_event_id: int) -> bool:
 
 def too_much_memory(lives: Iterable[Life]) -> list[str]:
     """Processes that had more memory than a small multiple of what they have when idle, or ever more of it."""
-    complaints, told = [], False
+    complaints: list[str] = []
+    told, untold = set(), set()
     for life in lives:
         if (most := max(life.memory)) > MOST_MEMORY_MB:
             complaints.append(f"{life.service} had {most:.0f} MB")
         if (growth := growth_of(life)) is not None:
-            told = True
+            told.add(life.service)
             if growth > MOST_GROWTH_MB:
                 complaints.append(f"{life.service} grew by {growth:.0f} MB in {len(life.memory)} s")
-    return complaints if told else [*complaints, "no process lived long enough to tell whether it grows"]
+        untold.add(life.service)
+    silent = sorted(untold - told)
+    return [*complaints, *(f"no {service} lived long enough to tell whether it grows" for service in silent)]
 
 
 def growth_of(life: Life) -> float | None:
