@@ -43,7 +43,7 @@ AN_EVENT: dict[str, Any] = {
 }
 STATS = {"latestEvent": {"id": "1790000000000000", "occurredAt": "2026-10-10T12:00:00.000Z"}}
 PAIR = {
-    "access_token": "header.eyJ1c2VyX25hbWUiOiIxMTE1Nzg3NzMifQ.signature",
+    "access_token": "header.eyJ1c2VyX25hbWUiOiIxMTE1Nzg3NzMifQ.secret",
     "refresh_token": "refresh-secret",
     "expires_in": 43199,
     "scope": "allegro:api:orders:read",
