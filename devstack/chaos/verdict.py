@@ -124,7 +124,7 @@ def may_differ(line: Mapping[str, Any], covered_event_id: int) -> bool:
 def too_much_memory(lives: Iterable[Life]) -> list[str]:
     """Processes that had more memory than a small multiple of what they have when idle, or ever more of it."""
     complaints: list[str] = []
-    told, untold = set(), set()
+    services, told = set(), set()
     for life in lives:
         if (most := max(life.memory)) > MOST_MEMORY_MB:
             complaints.append(f"{life.service} had {most:.0f} MB")
@@ -132,9 +132,10 @@ def too_much_memory(lives: Iterable[Life]) -> list[str]:
             told.add(life.service)
             if growth > MOST_GROWTH_MB:
                 complaints.append(f"{life.service} grew by {growth:.0f} MB in {len(life.memory)} s")
-        untold.add(life.service)
-    silent = sorted(untold - told)
-    return [*complaints, *(f"no {service} lived long enough to tell whether it grows" for service in silent)]
+        services.add(life.service)
+    if 2 * len(told) < len(services):
+        complaints.append(f"of {sorted(services - told)} no process lived long enough to tell whether it grows")
+    return complaints
 
 
 def growth_of(life: Life) -> float | None:

@@ -295,7 +295,9 @@ def test_too_much_memory_is_a_complaint_and_so_is_growth() -> None:
     assert verdict.too_much_memory([steady]) == []
     assert verdict.too_much_memory([steady, large]) == [f"poller had {verdict.MOST_MEMORY_MB + 1:.0f} MB"]
     assert verdict.too_much_memory([growing]) == ["api grew by 47 MB in 90 s"]
-    assert verdict.too_much_memory([Life("api", [50.0])]) == ["no api lived long enough to tell whether it grows"]
+    assert verdict.too_much_memory([Life("api", [50.0])]) == [
+        "of ['api'] no process lived long enough to tell whether it grows"
+    ]
 
 
 def test_recovery_is_the_last_look_that_what_had_happened_by_the_end_of_the_fault_waited_for() -> None:
