@@ -170,7 +170,7 @@ class LiveHandler:
                     for order, requests in zip(found, costs, strict=False)
                 )
                 spent = 0 if found else spent
-                del page, found
+                del page, found  # not kept while the next one is waited for
         return hunt.missed, spent
 
     async def _page(self, token_id: int, wanted: Range) -> OrderPage | None:

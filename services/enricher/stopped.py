@@ -1,4 +1,4 @@
-"""What was stopped: looks that a run of certain orders had asked for, and nobody else wants."""
+"""What was stopped: looks that a listing, or a run of certain orders, had asked for, and nobody else wants."""
 
 import asyncio
 import time

@@ -28,7 +28,7 @@ async def owe(pool: asyncpg.Pool, order_id: str) -> None:
         ("journal", "stopped", set()),  # its looks stay owed, and a replayed one is owed nothing
     ],
 )
-async def test_what_a_stopped_run_of_orders_wanted_and_nobody_is_owed(
+async def test_what_a_stopped_run_wanted_and_nobody_is_owed(
     database_url: str, kind: str, status: str, stopped: set[str]
 ) -> None:
     async with await open_pool(database_url, service="test", max_size=1) as pool:

@@ -315,17 +315,20 @@ async def test_of_many_sellers_with_much_to_read_only_a_few_hold_it_at_a_time(wo
     assert await world.pool.fetchval(stored) == 8 * 1010
 
 
+async def after_two_turns(world: World) -> asyncpg.Record:
+    """The schedule, after one replica has found it due twice."""
+    replica = world.replica()
+    for _ in range(2):
+        await world.due()
+        await replica.turn()
+    return await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
+
+
 async def test_while_kafka_is_away_no_seller_is_blamed_and_allegro_is_left_alone(world: World) -> None:
     world.allegro.lines = [a_line(world.base + 1)]
     world.topic.error = PublishFailedError("away")
-    replica = world.replica()
-    await world.due()
-    await replica.turn()
-    await world.due()
+    schedule = await after_two_turns(world)
 
-    await replica.turn()
-
-    schedule = await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
     assert (schedule["consecutive_failures"], schedule["last_error"]) == (0, "away")
     assert schedule["lease_owner"] is None
     assert len(world.allegro.reads) == 1
@@ -338,14 +341,8 @@ async def test_in_an_outage_no_seller_is_blamed_and_others_are_looked_for_unless
     error = AllegroOutageError("most sellers' calls fail", retry_after=timedelta(seconds=40))
     error.is_for_all = is_for_all
     world.allegro.error = error
-    replica = world.replica()
-    await world.due()
-    await replica.turn()
-    await world.due()
+    schedule = await after_two_turns(world)
 
-    await replica.turn()
-
-    schedule = await world.pool.fetchrow("SELECT * FROM active_sync_schedules")
     assert (schedule["consecutive_failures"], schedule["last_error"]) == (0, "most sellers' calls fail")
     assert len(world.allegro.reads) == reads
 

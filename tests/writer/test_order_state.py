@@ -287,8 +287,8 @@ async def produce_before_it_exists(broker: Tansu, topic: str, keys: Sequence[str
         builder.append(offset, timestamp=None, key=key.encode(), value=b'{"kind":"old"}', headers=[])
     client = AIOKafkaClient(bootstrap_servers=broker.bootstrap_servers)
     await client.bootstrap()
-    batches = [(partition, bytes(builder.build())) for partition in range(1)]
-    answer = await client.send(client.get_random_node(), ProduceRequest(None, -1, 10_000, [(topic, batches)]))
+    records = [(topic, [(0, bytes(builder.build()))])]
+    answer = await client.send(client.get_random_node(), ProduceRequest(None, -1, 10_000, records))
     await client.close()
     assert answer.topics[0][1][0][1] == 0, "taken"
 
