@@ -47,9 +47,6 @@ from shared.tracing import is_on, span
 
 logger = logging.getLogger(__name__)
 
-# A page of orders is held three times over while it is published (promise P10).
-_PAGES_AT_A_TIME = 8
-
 _Look = OrderObserved | OrderMissing | OrderFetchFailed
 
 
@@ -74,7 +71,6 @@ class LiveHandler:
         self._stopped_of = stopped_of
         self._list_lag = list_lag
         self._detail_concurrency = detail_concurrency
-        self._pages = asyncio.Semaphore(_PAGES_AT_A_TIME)
 
     async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
         """Work off records of one token; what cannot be read is set aside, what fails stays owed."""
@@ -161,16 +157,14 @@ class LiveHandler:
             spent += tally.requests
             if page is None:
                 return hunt.abandon(), spent
-            async with self._pages:
-                found = hunt.take(page)
-                observed_at = page.requested_at - self._list_lag
-                costs = chain([spent], repeat(0))
-                await self._publish(
-                    _observed(token_id, order, observed_at, "list", wanted_by_id[order.order_id], requests)
-                    for order, requests in zip(found, costs, strict=False)
-                )
-                spent = 0 if found else spent
-                del page, found  # not kept while the next one is waited for
+            found = hunt.take(page)
+            observed_at = page.requested_at - self._list_lag
+            costs = chain([spent], repeat(0))
+            await self._publish(
+                _observed(token_id, order, observed_at, "list", wanted_by_id[order.order_id], requests)
+                for order, requests in zip(found, costs, strict=False)
+            )
+            spent = 0 if found else spent
         return hunt.missed, spent
 
     async def _page(self, token_id: int, wanted: Range) -> OrderPage | None:
