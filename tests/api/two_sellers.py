@@ -11,11 +11,16 @@ from services.writer.store import Store
 from shared.api_keys import AccessScope, create_key
 from tests.builders import a_run, a_token, an_event, an_observation, an_order_body, consumed
 
-MINE, OTHERS = "shop-ant", "shop-bee"
-MARK = "bee"
-"""Stands in everything that belongs to the other user."""
-
+MINE, OTHERS = "shop-ant", "shop-wasp"
 _RUNS = {MINE: UUID("00000000-0000-4000-8000-00000000a000"), OTHERS: UUID("00000000-0000-4000-8000-00000000bee0")}
+
+# Digests must not name them by chance: no word of hexadecimal digits, and a number only as a whole.
+_MARKS = ("wasp", str(_RUNS[OTHERS]))
+
+
+def names_the_other(text: str) -> bool:
+    """Whether an answer shows something of the other user: one of these stands in all that belongs to them."""
+    return any(mark in text for mark in _MARKS)
 
 
 async def a_key(pool: asyncpg.Pool, scope: AccessScope, *users: str, name: str = "", **options: Any) -> dict[str, str]:
