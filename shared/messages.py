@@ -47,6 +47,11 @@ class RawJson(bytes):
     """One JSON object exactly as Allegro sent it."""
 
     @classmethod
+    def of(cls, raw: bytes) -> Self:
+        """These bytes; the same object where they are one already, since thousands of orders are in hand at a time."""
+        return raw if isinstance(raw, cls) else cls(raw)
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(cls._validate)
 
@@ -57,7 +62,7 @@ class RawJson(bytes):
     @classmethod
     def _validate(cls, value: Any) -> Self:
         if isinstance(value, bytes) and value[:1] == b"{":
-            return cls(value)
+            return cls.of(value)
         raise ValueError("must be a JSON object")
 
 
@@ -333,7 +338,7 @@ def _fields(value: bytes) -> dict[str, Any]:
             fields = _TOP_LEVEL.decode(text)
     raws = dict(zip(fields, originals(value, text, fields.values()), strict=True)) if text is not value else {}
     return {
-        name: raws.get(name) or bytes(raw) if name in _RAW_FIELDS else msgspec.json.decode(raw)
+        name: raws.get(name) or RawJson(raw) if name in _RAW_FIELDS else msgspec.json.decode(raw)
         for name, raw in fields.items()
     }
 

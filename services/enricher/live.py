@@ -13,6 +13,7 @@ from aiokafka import ConsumerRecord
 
 from services.enricher.hunt import Hunt, Quarry, Range
 from services.enricher.merge import Wanted, merge, plan
+from services.enricher.pages import PagePlaces
 from services.enricher.publish import Publisher
 from services.enricher.recent import RecentLooks
 from services.enricher.retry import RETRY_WITHOUT_ACCESS, retry_delay
@@ -71,6 +72,7 @@ class LiveHandler:
         self._stopped_of = stopped_of
         self._list_lag = list_lag
         self._detail_concurrency = detail_concurrency
+        self._pages = PagePlaces()
 
     async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
         """Work off records of one token; what cannot be read is set aside, what fails stays owed."""
@@ -85,20 +87,28 @@ class LiveHandler:
                 links=_traceparents(others),
             ),
         ):
-            records: list[OrderEvent | OrderFetch] = []
             origins: defaultdict[str, list[ConsumerRecord]] = defaultdict(list)
-            for raw in raw_records:
-                try:
-                    record = _read(raw)
-                except UnreadableRecordError as error:
-                    await self._publisher.dead_letter(raw, error)
-                else:
-                    records.append(record)
-                    origins[record.order_id or ""].append(raw)
-            wanted = merge(records, self._recent)
-            if wanted:
-                await self._look(records[0].token_id, wanted, origins)
-                logger.info("looked at orders", extra={"token_id": records[0].token_id, "orders": len(wanted)})
+            # A look may take minutes, and what asked for it is several times as large: it is not kept that long.
+            wanted = merge(await self._readable(raw_records, origins), self._recent)
+            token_id = token_of(first.key)
+            if wanted and token_id is not None:
+                await self._look(token_id, wanted, origins)
+                logger.info("looked at orders", extra={"token_id": token_id, "orders": len(wanted)})
+
+    async def _readable(
+        self, raw_records: Iterable[ConsumerRecord], origins: defaultdict[str, list[ConsumerRecord]]
+    ) -> list[OrderEvent | OrderFetch]:
+        """The records that can be read, whose origins are noted by order; the others are set aside."""
+        records = []
+        for raw in raw_records:
+            try:
+                record = _read(raw)
+            except UnreadableRecordError as error:
+                await self._publisher.dead_letter(raw, error)
+            else:
+                records.append(record)
+                origins[record.order_id or ""].append(raw)
+        return records
 
     async def _look(self, token_id: int, wanted: Sequence[Wanted], origins: dict[str, list[ConsumerRecord]]) -> None:
         requests = {request.order_id: request for request in wanted}
@@ -152,19 +162,20 @@ class LiveHandler:
         hunt = Hunt(quarries)
         spent = 0
         while (wanted := hunt.next_range()) is not None:
-            with tallied() as tally:
-                page = await self._page(token_id, wanted)
-            spent += tally.requests
-            if page is None:
-                return hunt.abandon(), spent
-            found = hunt.take(page)
-            observed_at = page.requested_at - self._list_lag
-            costs = chain([spent], repeat(0))
-            await self._publish(
-                _observed(token_id, order, observed_at, "list", wanted_by_id[order.order_id], requests)
-                for order, requests in zip(found, costs, strict=False)
-            )
-            spent = 0 if found else spent
+            async with self._pages.place():
+                with tallied() as tally:
+                    page = await self._page(token_id, wanted)
+                spent += tally.requests
+                if page is None:
+                    return hunt.abandon(), spent
+                found = hunt.take(page)
+                observed_at = page.requested_at - self._list_lag
+                costs = chain([spent], repeat(0))
+                await self._publish(
+                    _observed(token_id, order, observed_at, "list", wanted_by_id[order.order_id], requests)
+                    for order, requests in zip(found, costs, strict=False)
+                )
+                spent = 0 if found else spent
         return hunt.missed, spent
 
     async def _page(self, token_id: int, wanted: Range) -> OrderPage | None:

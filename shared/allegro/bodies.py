@@ -280,7 +280,7 @@ def listed_order(raw: bytes) -> ListedOrder:
         return _tolerant_listed_order(raw)
     if not strict.id:
         raise UnreadableBodyError("order.id: missing")
-    return ListedOrder(strict.id, _newest_of(item.boughtAt for item in strict.lineItems or ()), RawJson(raw))
+    return ListedOrder(strict.id, _newest_of(item.boughtAt for item in strict.lineItems or ()), RawJson.of(raw))
 
 
 def _tolerant_listed_order(raw: bytes) -> ListedOrder:
@@ -288,7 +288,7 @@ def _tolerant_listed_order(raw: bytes) -> ListedOrder:
         order, text = _read(_IDENTIFIED, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"order: not a JSON object: {type(error).__name__}") from error
-    return ListedOrder(_order_id(order, raw, text), _newest(order.lineItems), RawJson(raw))
+    return ListedOrder(_order_id(order, raw, text), _newest(order.lineItems), RawJson.of(raw))
 
 
 def order_list(raw: bytes, *, requested_at: datetime) -> OrderPage:
@@ -326,7 +326,7 @@ def journal_event(raw: bytes) -> JournalEvent:
         order_id=_text(_value(_get(form, "id"))),
         revision=_text(_value(_get(form, "revision"))),
         bought_at=_newest(_get(event.order, "lineItems")),
-        raw=RawJson(raw),
+        raw=RawJson.of(raw),
     )
 
 
@@ -372,7 +372,7 @@ def seller(raw: bytes) -> tuple[str, str]:
 
 def _cut(raw: bytes, text: bytes, parts: Iterable[msgspec.Raw]) -> Iterable[bytes]:
     """The parts of a page as they came, where `text` is what was read of it."""
-    return map(bytes, parts) if text is raw else originals(raw, text, parts)
+    return map(RawJson, parts) if text is raw else originals(raw, text, parts)
 
 
 def _position(value: Any) -> int | None:
