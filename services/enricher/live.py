@@ -162,9 +162,10 @@ class LiveHandler:
         hunt = Hunt(quarries)
         spent = 0
         while (wanted := hunt.next_range()) is not None:
-            async with self._pages.place():
+            async with self._pages.place() as place:
                 with tallied() as tally:
                     page = await self._page(token_id, wanted)
+                place.page_came()
                 spent += tally.requests
                 if page is None:
                     return hunt.abandon(), spent

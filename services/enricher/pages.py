@@ -1,21 +1,41 @@
 """How many list pages of backlogs are in hand at a time.
 
 A page is held several times over between its answer and the acknowledgement of what it showed: a megabyte and more.
-Memory must not grow with the number of sellers that have a backlog (promise P10).
+Memory must not grow with the number of sellers that have a backlog (promise P10), and one whose call hangs must not
+keep the others waiting (P4): it holds a place, but no page.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 # More than this process can decode and publish while it waits for as many answers.
 _PAGES = 16
-# Who waits longer waits behind sellers whose calls hang: those hold a place, but no page (promise P4).
 _PATIENCE_SECONDS = 5.0
 
 
+class Place:
+    """One of the places, taken until it is given back, by whoever is first to do so."""
+
+    def __init__(self, places: asyncio.Semaphore, patience_seconds: float) -> None:
+        self._places = places
+        self._is_taken = True
+        self._waiting = asyncio.get_running_loop().call_later(patience_seconds, self.give_back)
+
+    def page_came(self) -> None:
+        """From now on there is something to hold, however long that takes."""
+        self._waiting.cancel()
+
+    def give_back(self) -> None:
+        """Let the next one have it; does nothing where it was given back before."""
+        self._waiting.cancel()
+        if self._is_taken:
+            self._is_taken = False
+            self._places.release()
+
+
 class PagePlaces:
-    """Places for `pages` of them; nobody waits for one longer than `patience_seconds`."""
+    """So many places; one where no page comes is given to the next after `patience_seconds`."""
 
     def __init__(self, pages: int = _PAGES, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._places = asyncio.Semaphore(pages)
@@ -27,14 +47,11 @@ class PagePlaces:
         return self._places.locked()
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Ask for a page, and publish what it shows, within the block."""
-        taken = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience_seconds):
-                taken = await self._places.acquire()
+    async def place(self) -> AsyncIterator[Place]:
+        """Wait for a place; ask for a page, and publish what it shows, within the block."""
+        await self._places.acquire()
+        place = Place(self._places, self._patience_seconds)
         try:
-            yield
+            yield place
         finally:
-            if taken:
-                self._places.release()
+            place.give_back()

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Iterable
 
+import pytest
+
 from services.enricher.pages import PagePlaces
 from shared.allegro.bodies import OrderPage
 from shared.messages import Record
@@ -34,17 +36,26 @@ async def test_there_are_only_so_many_places() -> None:
     assert sorted(began) == [0, 1, 2, 3, 4]
 
 
-async def test_who_waits_behind_hanging_calls_goes_on_and_takes_nobodys_place() -> None:
+async def test_a_call_that_hangs_keeps_its_place_for_a_moment_only() -> None:
     places = PagePlaces(1, patience_seconds=0.01)
-    hanging = places.place()
-    async with asyncio.timeout(10):
-        await hanging.__aenter__()
+    async with asyncio.timeout(10), places.place():
         for _ in range(3):
             async with places.place():
+                assert places.are_taken
+
+    assert not places.are_taken
+    async with places.place():
+        assert places.are_taken, "nobody gave back what was not theirs"
+
+
+async def test_a_page_that_came_keeps_its_place_until_it_is_published() -> None:
+    places = PagePlaces(1, patience_seconds=0.01)
+    async with places.place() as place:
+        place.page_came()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), places.place():
                 pass
 
-    assert places.are_taken
-    await hanging.__aexit__(None, None, None)
     assert not places.are_taken
 
 
