@@ -44,7 +44,7 @@ class UnreadableRecordError(PermanentError):
 
 
 class RawJson(bytes):
-    """One JSON object exactly as Allegro sent it."""
+    """A part of a JSON text exactly as Allegro sent it; in a record it is one object."""
 
     @classmethod
     def of(cls, raw: bytes) -> Self:

@@ -64,6 +64,7 @@ class LiveHandler:
         *,
         list_lag: timedelta,
         detail_concurrency: int,
+        pages: PagePlaces | None = None,
     ) -> None:
         self._allegro = allegro
         self._publisher = publisher
@@ -72,7 +73,7 @@ class LiveHandler:
         self._stopped_of = stopped_of
         self._list_lag = list_lag
         self._detail_concurrency = detail_concurrency
-        self._pages = PagePlaces()
+        self._pages = pages or PagePlaces()
 
     async def handle(self, raw_records: Sequence[ConsumerRecord]) -> None:
         """Work off records of one token; what cannot be read is set aside, what fails stays owed."""
@@ -88,10 +89,10 @@ class LiveHandler:
             ),
         ):
             origins: defaultdict[str, list[ConsumerRecord]] = defaultdict(list)
-            # A look may take minutes, and what asked for it is several times as large: it is not kept that long.
+            # A look may take minutes: the decoded records, as large as those that came, are not kept that long.
             wanted = merge(await self._readable(raw_records, origins), self._recent)
-            token_id = token_of(first.key)
-            if wanted and token_id is not None:
+            if wanted:
+                token_id = int(first.key)  # that of all records of a lane
                 await self._look(token_id, wanted, origins)
                 logger.info("looked at orders", extra={"token_id": token_id, "orders": len(wanted)})
 
@@ -162,22 +163,32 @@ class LiveHandler:
         hunt = Hunt(quarries)
         spent = 0
         while (wanted := hunt.next_range()) is not None:
-            async with self._pages.place() as place:
-                with tallied() as tally:
-                    page = await self._page(token_id, wanted)
-                place.page_came()
-                spent += tally.requests
-                if page is None:
-                    return hunt.abandon(), spent
-                found = hunt.take(page)
-                observed_at = page.requested_at - self._list_lag
-                costs = chain([spent], repeat(0))
-                await self._publish(
-                    _observed(token_id, order, observed_at, "list", wanted_by_id[order.order_id], requests)
-                    for order, requests in zip(found, costs, strict=False)
-                )
-                spent = 0 if found else spent
+            spent = await self._look_on_page(token_id, hunt, wanted, wanted_by_id, spent)
         return hunt.missed, spent
+
+    async def _look_on_page(
+        self, token_id: int, hunt: Hunt, wanted: Range, wanted_by_id: Mapping[str, Wanted], spent: int
+    ) -> int:
+        """Publish what a page shows; returns the requests made in vain by now, of which `spent` were made before.
+
+        When it returns, nothing holds the page any more: whoever waits for a place holds none.
+        """
+        async with self._pages.place() as place:
+            with tallied() as tally:
+                page = await self._page(token_id, wanted)
+            spent += tally.requests
+            if page is None:
+                hunt.abandon()
+                return spent
+            await place.page_came()
+            found = hunt.take(page)
+            observed_at = page.requested_at - self._list_lag
+            costs = chain([spent], repeat(0))
+            await self._publish(
+                _observed(token_id, order, observed_at, "list", wanted_by_id[order.order_id], requests)
+                for order, requests in zip(found, costs, strict=False)
+            )
+            return 0 if found else spent
 
     async def _page(self, token_id: int, wanted: Range) -> OrderPage | None:
         """A page of the list; None if there is none: pages only save requests.
@@ -257,6 +268,8 @@ def _read(raw: ConsumerRecord) -> OrderEvent | OrderFetch:
         raise UnreadableRecordError(f"kind: {record.kind} does not belong on this topic")
     if raw.key != record.key:
         raise UnreadableRecordError("token_id: differs from the record's key")
+    if token_of(raw.key) is None:
+        raise UnreadableRecordError("token_id: larger than any of ours")
     return record
 
 

@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-# More than this process can decode and publish while it waits for as many answers.
+# As many as this process can decode and publish at a time, and more.
 _PAGES = 16
-_PATIENCE_SECONDS = 5.0
+# However slowly Allegro answers, so many times in a second that many more are asked for.
+_PATIENCE_SECONDS = 0.5
 
 
 class Place:
@@ -22,9 +23,12 @@ class Place:
         self._is_taken = True
         self._waiting = asyncio.get_running_loop().call_later(patience_seconds, self.give_back)
 
-    def page_came(self) -> None:
-        """From now on there is something to hold, however long that takes."""
+    async def page_came(self) -> None:
+        """From now on there is something to hold, however long that takes; one that came late waits for a place."""
         self._waiting.cancel()
+        if not self._is_taken:
+            await self._places.acquire()
+            self._is_taken = True
 
     def give_back(self) -> None:
         """Let the next one have it; does nothing where it was given back before."""
@@ -35,16 +39,11 @@ class Place:
 
 
 class PagePlaces:
-    """So many places; one where no page comes is given to the next after `patience_seconds`."""
+    """So many places; one where no page comes within `patience_seconds` is given to the next."""
 
     def __init__(self, pages: int = _PAGES, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._places = asyncio.Semaphore(pages)
         self._patience_seconds = patience_seconds
-
-    @property
-    def are_taken(self) -> bool:
-        """Whether there is no free place."""
-        return self._places.locked()
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[Place]:

@@ -9,7 +9,7 @@ OrderKey = tuple[int, str]
 class RecentLooks:
     """The latest look at each of the last `capacity` orders; forgetting one costs a request, nothing else."""
 
-    def __init__(self, capacity: int = 20_000) -> None:
+    def __init__(self, capacity: int = 50_000) -> None:
         self._capacity = capacity
         self._looks: OrderedDict[OrderKey, datetime] = OrderedDict()
 

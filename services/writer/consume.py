@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +16,7 @@ from aiokafka import ConsumerRecord
 
 from services.writer.batch import SERVICE, Batch, collect, extend
 from services.writer.metrics import Metrics
+from services.writer.slices import slices
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
 from shared.delivery import DeadLetter, GroupConsumer, RebalanceLog, commit, join, next_offsets, poll, watched
@@ -29,9 +30,6 @@ from shared.tracing import add_span, is_on
 logger = logging.getLogger(__name__)
 
 _POLL_TIMEOUT_MS = 200
-# Decoded without a pause: a tenth of a millisecond. A batch of some megabytes goes to PostgreSQL in many pieces, and
-# each waits for such a pause.
-_SLICE_BYTES = 8 * 1024
 # From the beginning of a batch to that of the next one, unless that is full; longer while much is to be stored, since a
 # batch costs as much for fifty orders as for one. What Allegro lets one client id have by single fetches, with its
 # events, does not come to so many records for long: nobody who is up to date waits for it.
@@ -156,7 +154,7 @@ class Writer:
         polled = await poll(consumer, timeout_ms=timeout_ms, max_records=room)
         if self._free.is_set():  # else what has to go on is the batch that is being stored
             self._progressed()
-        for part in _slices(chain.from_iterable(polled.values())):
+        for part in slices(chain.from_iterable(polled.values())):
             extend(gathered.batch, part, dead_letter_topic=self._topics.dead_letters)
             gathered.records.extend(part)
             await asyncio.sleep(0)  # else PostgreSQL waits for the batch before this one
@@ -263,17 +261,3 @@ def _stand_ins(batch: Batch) -> list[Mapping[bytes, Storable]]:
         for seen in batch.observations.values()
     ]
     return [{raw: storable} for raw, summary in documents for storable in stand_ins(raw, summary=summary)]
-
-
-def _slices(records: Iterable[ConsumerRecord]) -> Iterator[list[ConsumerRecord]]:
-    """The records in order, `_SLICE_BYTES` and one record at most at a time."""
-    part: list[ConsumerRecord] = []
-    size = 0
-    for record in records:
-        part.append(record)
-        size += len(record.value or b"")
-        if size >= _SLICE_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part

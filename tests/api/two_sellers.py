@@ -14,7 +14,7 @@ from tests.builders import a_run, a_token, an_event, an_observation, an_order_bo
 MINE, OTHERS = "shop-ant", "shop-wasp"
 _RUNS = {MINE: UUID("00000000-0000-4000-8000-00000000a000"), OTHERS: UUID("00000000-0000-4000-8000-00000000bee0")}
 
-# Digests must not name them by chance: no word of hexadecimal digits, and a number only as a whole.
+# Hexadecimal digests must not name them by chance: no word of such digits, and a number only as a whole.
 _MARKS = ("wasp", str(_RUNS[OTHERS]))
 
 

@@ -239,7 +239,7 @@ async def test_a_seller_with_thousands_of_waiting_records_keeps_another_of_its_p
         release.set()
         await asyncio.wait_for(all_seen.wait(), 60)
 
-    assert 0 < in_hand <= 1000
+    assert 0 < in_hand <= 500
     assert await committed(settings, topic) == 6001
 
 

@@ -9,6 +9,7 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from services.enricher.live import LiveHandler
+from services.enricher.pages import PagePlaces
 from services.enricher.recent import RecentLooks
 from shared.allegro.bodies import FetchedOrder, ListedOrder, OrderPage, listed_order
 from shared.allegro.errors import (
@@ -114,7 +115,7 @@ class Stops:
 class World:
     """A handler between a seller and a topic."""
 
-    def __init__(self) -> None:
+    def __init__(self, pages: PagePlaces | None = None) -> None:
         self.stops = Stops()
         self.clock = Clock()
         self.allegro = Allegro(self.clock)
@@ -127,6 +128,7 @@ class World:
             self.stops.among,
             list_lag=LAG,
             detail_concurrency=4,
+            pages=pages,
         )
 
     async def handle(self, *records: Record | bytes) -> Sequence[Record]:

@@ -1,104 +1,210 @@
 """The number of pages in hand does not grow with the number of sellers (P10), and hanging ones delay nobody (P4)."""
 
 import asyncio
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from services.enricher.pages import PagePlaces
 from shared.allegro.bodies import OrderPage
-from shared.messages import Record
+from shared.messages import OrderEvent, OrderObserved, Record
 from tests.builders import after, an_event
 from tests.enricher.test_live import World
 
-_SELLERS = 60
+_ORDERS = 30
+_ON_A_PAGE = 10
+_SOON = 0.05
+
+
+class Hands:
+    """Counts what goes on at the same time."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            yield
+        finally:
+            self.now -= 1
+
+
+class Sellers(World):
+    """Sellers with a backlog each, whose pages take time to come and to be published."""
+
+    def __init__(self, pages: PagePlaces, *, page_seconds: float = 0, publish_seconds: float = 0) -> None:
+        super().__init__(pages)
+        self.clock.moment = after(3600)
+        self.asking = Hands()
+        self.publishing = Hands()
+        self.alive: list[weakref.ref[OrderPage]] = []
+        self.most_alive = 0
+        self._page_seconds = page_seconds
+        self._publish_seconds = publish_seconds
+        self._list_orders, self._results = self.allegro.list_orders, self.published.results
+        self.allegro.list_orders = self._ask  # type: ignore[method-assign]
+        self.published.results = self._publish  # type: ignore[method-assign]
+
+    async def work_off(self, sellers: int) -> None:
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(self.handle(*_backlog()) for _ in range(sellers)))
+
+    async def _ask(self, *arguments: object, **options: object) -> OrderPage:
+        with self.asking.hold():
+            await asyncio.sleep(self._page_seconds)
+            whole = await self._list_orders(*arguments, **options)  # type: ignore[arg-type]
+        page = OrderPage(whole.orders[:_ON_A_PAGE], whole.total_count, whole.requested_at)
+        self.alive = [reference for reference in self.alive if reference() is not None] + [weakref.ref(page)]
+        self.most_alive = max(self.most_alive, len(self.alive))
+        return page
+
+    async def _publish(self, records: Iterable[Record]) -> None:
+        published = list(records)
+        with self.publishing.hold():
+            await asyncio.sleep(self._publish_seconds)
+        await self._results(published)
+
+
+def _backlog() -> list[OrderEvent]:
+    return [
+        an_event(number, order_id=f"o-{number}", last=_ORDERS).model_copy(update={"bought_at": after(number)})
+        for number in range(_ORDERS)
+    ]
+
+
+async def _is_free(places: PagePlaces) -> bool:
+    try:
+        async with asyncio.timeout(_SOON), places.place():
+            return True
+    except TimeoutError:
+        return False
 
 
 async def test_there_are_only_so_many_places() -> None:
     places = PagePlaces(2, patience_seconds=3600)
-    may_end = asyncio.Event()
-    began: list[int] = []
-
-    async def hold(number: int) -> None:
+    async with places.place():
+        assert await _is_free(places)
         async with places.place():
-            began.append(number)
-            await may_end.wait()
+            assert not await _is_free(places)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(5):
-            group.create_task(hold(number))
-        for _ in range(10):
-            await asyncio.sleep(0)
-        before = list(began)
-        may_end.set()
-
-    assert before == [0, 1]
-    assert sorted(began) == [0, 1, 2, 3, 4]
+    assert await _is_free(places)
 
 
 async def test_a_call_that_hangs_keeps_its_place_for_a_moment_only() -> None:
     places = PagePlaces(1, patience_seconds=0.01)
     async with asyncio.timeout(10), places.place():
         for _ in range(3):
-            async with places.place():
-                assert places.are_taken
+            async with places.place() as other:
+                await other.page_came()
+                assert not await _is_free(places), "whoever lost the place must not give back another's"
 
-    assert not places.are_taken
-    async with places.place():
-        assert places.are_taken, "nobody gave back what was not theirs"
+    assert await _is_free(places)
 
 
 async def test_a_page_that_came_keeps_its_place_until_it_is_published() -> None:
     places = PagePlaces(1, patience_seconds=0.01)
     async with places.place() as place:
-        place.page_came()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1), places.place():
-                pass
+        await place.page_came()
+        assert not await _is_free(places)
 
-    assert not places.are_taken
+    assert await _is_free(places)
 
 
-async def test_a_place_is_free_again_whatever_happens_in_it() -> None:
+async def test_a_page_that_comes_late_waits_for_a_place_again() -> None:
+    places = PagePlaces(1, patience_seconds=0.01)
+    async with places.place() as late:
+        async with places.place() as other:
+            await other.page_came()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(_SOON):
+                    await late.page_came()
+        await late.page_came()
+        assert not await _is_free(places)
+
+    assert await _is_free(places)
+
+
+@pytest.mark.parametrize("moment", ["waiting", "asking", "late", "publishing"])
+async def test_a_place_is_free_again_when_its_work_is_cancelled(moment: str) -> None:
+    places = PagePlaces(1, patience_seconds=0.01 if moment == "late" else 3600)
+    reached = asyncio.Event()
+
+    async def work() -> None:
+        if moment == "waiting":
+            reached.set()
+        async with places.place() as place:
+            if moment == "publishing":
+                await place.page_came()
+            if moment in ("asking", "publishing"):
+                reached.set()
+            if moment == "late":
+                await holder_came.wait()
+                reached.set()
+                await place.page_came()
+            await asyncio.Event().wait()
+
+    holder_came = asyncio.Event()
+    async with asyncio.timeout(10):
+        if moment in ("asking", "publishing"):
+            task = asyncio.create_task(work())
+            await reached.wait()
+        else:
+            late = asyncio.create_task(work()) if moment == "late" else None
+            await asyncio.sleep(0)
+            async with places.place() as holder:
+                await holder.page_came()
+                task = late or asyncio.create_task(work())
+                holder_came.set()
+                await reached.wait()
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                assert not await _is_free(places)
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert await _is_free(places)
+
+
+async def test_a_place_is_free_again_after_an_error() -> None:
     places = PagePlaces(1, patience_seconds=3600)
-    for _ in range(3):
-        try:
-            async with asyncio.timeout(10), places.place():
-                raise RuntimeError
-        except RuntimeError:
-            pass
+    with pytest.raises(RuntimeError):
+        async with places.place():
+            raise RuntimeError
 
-    assert not places.are_taken
+    assert await _is_free(places)
 
 
 async def test_pages_in_hand_are_bounded_however_many_sellers_have_a_backlog() -> None:
-    world = World()
-    world.clock.moment = after(3600)
-    in_hand = most = 0
-    list_orders, results = world.allegro.list_orders, world.published.results
+    sellers = Sellers(PagePlaces(patience_seconds=3600))
 
-    async def asked(*arguments: object, **options: object) -> OrderPage:
-        nonlocal in_hand, most
-        in_hand += 1
-        most = max(most, in_hand)
-        await asyncio.sleep(0)
-        return await list_orders(*arguments, **options)  # type: ignore[arg-type]
+    await sellers.work_off(60)
 
-    async def published(records: Iterable[Record]) -> None:
-        nonlocal in_hand
-        await asyncio.sleep(0)
-        await results(records)
-        in_hand -= 1
+    assert sum(isinstance(record, OrderObserved) for record in sellers.published.records) == 60 * _ORDERS
+    assert sellers.allegro.details == [], "all of them came by pages"
+    assert 1 < sellers.asking.most <= 16
+    assert 1 < sellers.most_alive <= 16
 
-    world.allegro.list_orders = asked  # type: ignore[method-assign]
-    world.published.results = published  # type: ignore[method-assign]
-    backlog = [
-        an_event(number, order_id=f"o-{number}", last=9).model_copy(update={"bought_at": after(number)})
-        for number in range(10)
-    ]
 
-    looked = await asyncio.gather(*(world.handle(*backlog) for _ in range(_SELLERS)))
+async def test_whoever_waits_for_a_place_holds_no_page() -> None:
+    sellers = Sellers(PagePlaces(1, patience_seconds=3600))
 
-    assert len(looked) == _SELLERS
-    assert in_hand == 0
-    assert 1 < most <= 16
+    await sellers.work_off(5)
+
+    assert sellers.most_alive == 1
+
+
+async def test_however_late_pages_come_they_are_published_one_after_the_other() -> None:
+    sellers = Sellers(PagePlaces(1, patience_seconds=0.001), page_seconds=0.02, publish_seconds=0.01)
+
+    await sellers.work_off(5)
+
+    assert sellers.asking.most > 1
+    assert sellers.publishing.most == 1
+    assert len(sellers.published.records) == 5 * _ORDERS
