@@ -137,9 +137,12 @@ async def test_the_broker_waits_for_kafka_when_it_connects(tmp_path: Path) -> No
     await asyncio.wait([connecting], timeout=0.5)
     waited = not connecting.done()
     with kafka:
-        async with asyncio.timeout(30), broker:
-            await connecting
-            await check_kafka(broker)
+        async with asyncio.timeout(30):
+            await connecting  # `async with broker` would connect once more beside it
+            try:
+                await check_kafka(broker)
+            finally:
+                await broker.stop()
 
     assert waited
 
