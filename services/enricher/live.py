@@ -88,19 +88,21 @@ class LiveHandler:
                 links=_traceparents(others),
             ),
         ):
-            origins: defaultdict[str, list[ConsumerRecord]] = defaultdict(list)
-            # A look may take minutes: the decoded records, as large as those that came, are not kept that long.
-            wanted = merge(await self._readable(raw_records, origins), self._recent)
+            wanted, origins = await self._wanted(raw_records)
             if wanted:
                 token_id = int(first.key)  # that of all records of a lane
                 await self._look(token_id, wanted, origins)
                 logger.info("looked at orders", extra={"token_id": token_id, "orders": len(wanted)})
 
-    async def _readable(
-        self, raw_records: Iterable[ConsumerRecord], origins: defaultdict[str, list[ConsumerRecord]]
-    ) -> list[OrderEvent | OrderFetch]:
-        """The records that can be read, whose origins are noted by order; the others are set aside."""
+    async def _wanted(
+        self, raw_records: Iterable[ConsumerRecord]
+    ) -> tuple[Sequence[Wanted], Mapping[str, list[ConsumerRecord]]]:
+        """The looks that the records ask for, and the records that name each order; what cannot be read is set aside.
+
+        A look may take minutes: the decoded records, as large as those that came, are not kept that long.
+        """
         records = []
+        origins: defaultdict[str, list[ConsumerRecord]] = defaultdict(list)
         for raw in raw_records:
             try:
                 record = _read(raw)
@@ -109,9 +111,9 @@ class LiveHandler:
             else:
                 records.append(record)
                 origins[record.order_id or ""].append(raw)
-        return records
+        return merge(records, self._recent), origins
 
-    async def _look(self, token_id: int, wanted: Sequence[Wanted], origins: dict[str, list[ConsumerRecord]]) -> None:
+    async def _look(self, token_id: int, wanted: Sequence[Wanted], origins: Mapping[str, list[ConsumerRecord]]) -> None:
         requests = {request.order_id: request for request in wanted}
         choice = plan(wanted, now=self._clock.now(), list_lag=self._list_lag)
         missed, in_vain = await self._hunt(token_id, choice.hunted, requests)

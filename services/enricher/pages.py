@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 # As many as this process can decode and publish at a time, and more.
 _PAGES = 16
-# However slowly Allegro answers, so many times in a second that many more are asked for.
+# However slowly Allegro answers, 32 pages a second are asked for.
 _PATIENCE_SECONDS = 0.5
 
 

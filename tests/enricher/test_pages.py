@@ -2,8 +2,8 @@
 
 import asyncio
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
@@ -18,31 +18,15 @@ _ON_A_PAGE = 10
 _SOON = 0.05
 
 
-class Hands:
-    """Counts what goes on at the same time."""
-
-    def __init__(self) -> None:
-        self.now = 0
-        self.most = 0
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            yield
-        finally:
-            self.now -= 1
-
-
 class Sellers(World):
     """Sellers with a backlog each, whose pages take time to come and to be published."""
 
     def __init__(self, pages: PagePlaces, *, page_seconds: float = 0, publish_seconds: float = 0) -> None:
         super().__init__(pages)
         self.clock.moment = after(3600)
-        self.asking = Hands()
-        self.publishing = Hands()
+        self.most: Counter[str] = Counter()
+        """Of what went on at the same time."""
+        self._going_on: Counter[str] = Counter()
         self.alive: list[weakref.ref[OrderPage]] = []
         self.most_alive = 0
         self._page_seconds = page_seconds
@@ -56,9 +40,8 @@ class Sellers(World):
             await asyncio.gather(*(self.handle(*_backlog()) for _ in range(sellers)))
 
     async def _ask(self, *arguments: object, **options: object) -> OrderPage:
-        with self.asking.hold():
-            await asyncio.sleep(self._page_seconds)
-            whole = await self._list_orders(*arguments, **options)  # type: ignore[arg-type]
+        await self._take("asking", self._page_seconds)
+        whole = await self._list_orders(*arguments, **options)  # type: ignore[arg-type]
         page = OrderPage(whole.orders[:_ON_A_PAGE], whole.total_count, whole.requested_at)
         self.alive = [reference for reference in self.alive if reference() is not None] + [weakref.ref(page)]
         self.most_alive = max(self.most_alive, len(self.alive))
@@ -66,9 +49,14 @@ class Sellers(World):
 
     async def _publish(self, records: Iterable[Record]) -> None:
         published = list(records)
-        with self.publishing.hold():
-            await asyncio.sleep(self._publish_seconds)
+        await self._take("publishing", self._publish_seconds)
         await self._results(published)
+
+    async def _take(self, what: str, seconds: float) -> None:
+        self._going_on[what] += 1
+        self.most[what] = max(self.most[what], self._going_on[what])
+        await asyncio.sleep(seconds)
+        self._going_on[what] -= 1
 
 
 def _backlog() -> list[OrderEvent]:
@@ -130,44 +118,65 @@ async def test_a_page_that_comes_late_waits_for_a_place_again() -> None:
     assert await _is_free(places)
 
 
-@pytest.mark.parametrize("moment", ["waiting", "asking", "late", "publishing"])
-async def test_a_place_is_free_again_when_its_work_is_cancelled(moment: str) -> None:
-    places = PagePlaces(1, patience_seconds=0.01 if moment == "late" else 3600)
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=10)
+
+
+@pytest.mark.parametrize("page_came", [False, True])
+async def test_a_place_is_free_again_when_its_work_is_cancelled(page_came: bool) -> None:
+    places = PagePlaces(1, patience_seconds=3600)
     reached = asyncio.Event()
 
     async def work() -> None:
-        if moment == "waiting":
-            reached.set()
         async with places.place() as place:
-            if moment == "publishing":
+            if page_came:
                 await place.page_came()
-            if moment in ("asking", "publishing"):
-                reached.set()
-            if moment == "late":
-                await holder_came.wait()
-                reached.set()
-                await place.page_came()
+            reached.set()
             await asyncio.Event().wait()
 
-    holder_came = asyncio.Event()
-    async with asyncio.timeout(10):
-        if moment in ("asking", "publishing"):
-            task = asyncio.create_task(work())
-            await reached.wait()
-        else:
-            late = asyncio.create_task(work()) if moment == "late" else None
-            await asyncio.sleep(0)
-            async with places.place() as holder:
-                await holder.page_came()
-                task = late or asyncio.create_task(work())
-                holder_came.set()
-                await reached.wait()
-                await asyncio.sleep(0)
-                task.cancel()
-                await asyncio.wait([task])
-                assert not await _is_free(places)
-        task.cancel()
-        await asyncio.wait([task])
+    working = asyncio.create_task(work())
+    await asyncio.wait_for(reached.wait(), 10)
+    await _cancel(working)
+
+    assert await _is_free(places)
+
+
+async def test_who_is_cancelled_while_waiting_for_a_place_gives_back_nobodys() -> None:
+    places = PagePlaces(1, patience_seconds=3600)
+
+    async def work() -> None:
+        async with places.place():
+            pass
+
+    async with places.place():
+        waiting = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        await _cancel(waiting)
+        assert waiting.cancelled()
+        assert not await _is_free(places)
+
+    assert await _is_free(places)
+
+
+async def test_who_is_cancelled_while_waiting_for_a_place_again_gives_back_nobodys() -> None:
+    places = PagePlaces(1, patience_seconds=0.01)
+    other_came = asyncio.Event()
+
+    async def work() -> None:
+        async with places.place() as place:
+            await other_came.wait()
+            await place.page_came()
+
+    late = asyncio.create_task(work())
+    await asyncio.sleep(0)  # it has the place, and loses it
+    async with asyncio.timeout(10), places.place() as other:
+        await other.page_came()
+        other_came.set()
+        await asyncio.sleep(0)
+        await _cancel(late)
+        assert late.cancelled()
+        assert not await _is_free(places)
 
     assert await _is_free(places)
 
@@ -188,7 +197,7 @@ async def test_pages_in_hand_are_bounded_however_many_sellers_have_a_backlog() -
 
     assert sum(isinstance(record, OrderObserved) for record in sellers.published.records) == 60 * _ORDERS
     assert sellers.allegro.details == [], "all of them came by pages"
-    assert 1 < sellers.asking.most <= 16
+    assert 1 < sellers.most["asking"] <= 16
     assert 1 < sellers.most_alive <= 16
 
 
@@ -205,6 +214,6 @@ async def test_however_late_pages_come_they_are_published_one_after_the_other() 
 
     await sellers.work_off(5)
 
-    assert sellers.asking.most > 1
-    assert sellers.publishing.most == 1
+    assert sellers.most["asking"] > 1
+    assert sellers.most["publishing"] == 1
     assert len(sellers.published.records) == 5 * _ORDERS
