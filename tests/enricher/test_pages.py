@@ -119,8 +119,11 @@ async def test_a_page_that_comes_late_waits_for_a_place_again() -> None:
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
+    """Where it waits next."""
+    await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task], timeout=10)
+    assert task.cancelled()
 
 
 @pytest.mark.parametrize("page_came", [False, True])
@@ -151,9 +154,7 @@ async def test_who_is_cancelled_while_waiting_for_a_place_gives_back_nobodys() -
 
     async with places.place():
         waiting = asyncio.create_task(work())
-        await asyncio.sleep(0)
         await _cancel(waiting)
-        assert waiting.cancelled()
         assert not await _is_free(places)
 
     assert await _is_free(places)
@@ -173,9 +174,7 @@ async def test_who_is_cancelled_while_waiting_for_a_place_again_gives_back_nobod
     async with asyncio.timeout(10), places.place() as other:
         await other.page_came()
         other_came.set()
-        await asyncio.sleep(0)
         await _cancel(late)
-        assert late.cancelled()
         assert not await _is_free(places)
 
     assert await _is_free(places)
