@@ -228,11 +228,13 @@ class LiveHandler:
                     reason=str(error),
                     requests=spent + tally.requests,
                 )
-            except (ReauthorizationRequiredError, AccessDeniedError) as error:
+            except AccessDeniedError as error:
                 return _failed(token_id, wanted, error, RETRY_WITHOUT_ACCESS, spent + tally.requests)
-            except TransientError as error:
+            except (ReauthorizationRequiredError, TransientError) as error:
+                # Without consent nothing is sent out, however due it is; with a new one it must not wait for long.
                 delay = retry_delay(wanted.attempts + 1, jitter=random.random())  # noqa: S311 - spreads load
-                wait = max(delay, error.retry_after or delay)
+                asked = error.retry_after if isinstance(error, TransientError) else None
+                wait = max(delay, asked or delay)
                 return _failed(token_id, wanted, error, wait, spent + tally.requests)
             except PermanentError as error:
                 for raw in origins:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 _FIRST = timedelta(seconds=30)
 _LONGEST = timedelta(hours=6)
-# Nothing but a person helps: the seller's consent, or a scope of the application.
+# Nothing but a person helps: a scope of the application is missing.
 RETRY_WITHOUT_ACCESS = timedelta(hours=1)
 
 

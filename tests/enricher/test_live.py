@@ -13,6 +13,7 @@ from services.enricher.pages import PagePlaces
 from services.enricher.recent import RecentLooks
 from shared.allegro.bodies import FetchedOrder, ListedOrder, OrderPage, listed_order
 from shared.allegro.errors import (
+    AccessDeniedError,
     AllegroOutageError,
     AllegroUnavailableError,
     CallRefusedError,
@@ -296,8 +297,18 @@ async def test_an_outage_parks_the_order_with_growing_delays(world: World) -> No
     assert world.published.letters == []
 
 
-async def test_a_seller_without_consent_waits_for_a_person(world: World) -> None:
+async def test_what_was_looked_for_without_consent_does_not_wait_for_long_once_there_is_one(world: World) -> None:
+    """Until then the poller sends nothing of the seller out (tests/poller/test_upkeep.py)."""
     world.allegro.failing["o-1"] = ReauthorizationRequiredError("consent again")
+
+    (record,) = await world.handle(an_event(1, order_id="o-1"))
+
+    assert isinstance(record, OrderFetchFailed)
+    assert 15 <= (record.retry_after_seconds or 0) <= 30
+
+
+async def test_what_the_application_may_not_see_waits_for_a_person(world: World) -> None:
+    world.allegro.failing["o-1"] = AccessDeniedError("403: a scope is missing")
 
     (record,) = await world.handle(an_event(1, order_id="o-1"))
 
