@@ -4,10 +4,10 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, repeat
-from typing import Any, Literal
+from typing import Literal
 
 from aiokafka import ConsumerRecord
 
@@ -44,6 +44,7 @@ from shared.messages import (
     token_of,
     traceparent_of,
 )
+from shared.together import together
 from shared.tracing import is_on, span
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class LiveHandler:
                 await self._publish(look for look in ready if look is not None)
                 published += len(ready)
 
-        await _all([publish(), *(fetch() for _ in range(min(self._detail_concurrency, len(wanted))))])
+        await together([publish(), *(fetch() for _ in range(min(self._detail_concurrency, len(wanted))))])
 
     async def _hunt(
         self, token_id: int, quarries: Iterable[Quarry], wanted_by_id: Mapping[str, Wanted]
@@ -248,16 +249,6 @@ class LiveHandler:
         for result in published:
             if isinstance(result, OrderObserved):
                 self._recent.note((result.token_id, result.order_id), result.observed_at)
-
-
-async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all at once; the first error ends the others and is raised itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(work)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
 
 
 def _traceparents(records: Sequence[ConsumerRecord]) -> Sequence[str]:

@@ -20,8 +20,8 @@ from shared.service import BackgroundLoops
 
 SERVICE = "writer"
 
-# The batch in hand, the states, the check of their topic, health.
-_CONNECTIONS = 5
+# Both halves of the batch in hand, the states, the check of their topic, health.
+_CONNECTIONS = 6
 _TOPICS_SECONDS = 5.0
 # What another replica could not publish; one's own changes are published at once,
 _STATES_SECONDS = 5.0

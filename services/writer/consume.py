@@ -1,6 +1,8 @@
 """The writer's loop: poll, store until durable, commit offsets; what cannot be stored is found and set aside.
 
-While PostgreSQL works on one batch, the next one is fetched and decoded; batches are stored one after the other.
+While PostgreSQL works on one batch, the next one is fetched and decoded; batches are stored one after the other. Under
+load the two halves of a batch are stored side by side: a seller's records are all in one of them, so neither waits for
+a row of the other, and PostgreSQL has two processes to work with.
 """
 
 import asyncio
@@ -9,12 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 
 from aiokafka import ConsumerRecord
 
-from services.writer.batch import SERVICE, Batch, collect, extend
+from services.writer.batch import SERVICE, Batch, collect
+from services.writer.gathered import Gathered, Part
 from services.writer.metrics import Metrics
 from services.writer.slices import slices
 from services.writer.store import RefusedError, Store, Written
@@ -24,6 +26,7 @@ from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.lately import Lately
 from shared.messages import correlation_id_of, token_of, traceparent_of
 from shared.service import is_transient
+from shared.together import together
 from shared.topics import Topics
 from shared.tracing import add_span, is_on
 
@@ -39,18 +42,12 @@ _LONG_FROM_RECORDS = 250
 _HALF_LIFE_SECONDS = 0.5
 # What Allegro lets one client id have comes to a tenth of it in the time of a batch: so many are a bulk load.
 _MANY_RECORDS = 100
+# Transactions at a time under load; three were no faster on two cores.
+_PARTS_UNDER_LOAD = 2
 # While a batch is being stored, more is taken and decoded this often.
 _LOOK_SECONDS = 0.02
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    """The records of a batch, and what they come to."""
-
-    records: list[ConsumerRecord]
-    batch: Batch
 
 
 class Writer:
@@ -106,41 +103,43 @@ class Writer:
             while True:
                 gathered = await following
                 following = asyncio.create_task(self._gather(consumer))
-                if gathered.records:
+                if gathered:
                     await self._store_and_commit(consumer, gathered)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 
-    async def _store_and_commit(self, consumer: GroupConsumer, gathered: _Gathered) -> None:
+    async def _store_and_commit(self, consumer: GroupConsumer, gathered: Gathered) -> None:
         self._free.clear()
         now = time.monotonic()
-        self._lately.add(len(gathered.records), now)
-        is_much = self._lately.amount(now) >= _LONG_FROM_RECORDS
-        free_at = now + (_LONG_BATCH_SECONDS if is_much else _SHORT_BATCH_SECONDS)
-        await self._until_durable(gathered)
+        self._lately.add(len(gathered), now)
+        free_at = now + (_LONG_BATCH_SECONDS if self._is_much(now) else _SHORT_BATCH_SECONDS)
+        await together(self._until_durable(part) for part in gathered.parts if part.records)
         if not self.is_behind:
             self._stored()
         await commit(consumer, next_offsets(gathered.records))
         self._free_at = free_at
         self._free.set()
 
-    async def _gather(self, consumer: GroupConsumer) -> _Gathered:
+    async def _gather(self, consumer: GroupConsumer) -> Gathered:
         """What there is; and while the batch before is not done, or began just now, what comes until then.
 
         A batch costs the same whether it holds one record or fifty. So under load it takes what comes meanwhile,
         and a record that comes to an idle writer waits for nothing.
         """
-        gathered = _Gathered([], Batch())
+        gathered = Gathered(_PARTS_UNDER_LOAD if self._is_much(time.monotonic()) else 1)
         await self._take(consumer, gathered, timeout_ms=_POLL_TIMEOUT_MS)
-        while 0 < len(gathered.records) < self._max_records and (wait := self._busy_seconds()):
+        while 0 < len(gathered) < self._max_records and not gathered.is_large and (wait := self._busy_seconds()):
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._free.wait()
                     await asyncio.sleep(self._busy_seconds())
             await self._take(consumer, gathered, timeout_ms=0)
-        self.is_behind = len(gathered.records) >= min(_MANY_RECORDS, self._max_records)
+        self.is_behind = len(gathered) >= min(_MANY_RECORDS, self._max_records)
         return gathered
+
+    def _is_much(self, now: float) -> bool:
+        return self._lately.amount(now) >= _LONG_FROM_RECORDS
 
     def _busy_seconds(self) -> float:
         """How long not to look whether there is more; 0 if the next batch may be stored at once."""
@@ -148,25 +147,25 @@ class Writer:
             return max(self._free_at - time.monotonic(), 0.0)
         return _LOOK_SECONDS
 
-    async def _take(self, consumer: GroupConsumer, gathered: _Gathered, *, timeout_ms: int) -> None:
+    async def _take(self, consumer: GroupConsumer, gathered: Gathered, *, timeout_ms: int) -> None:
         """Add the records of one poll."""
-        room = self._max_records - len(gathered.records)
+        room = self._max_records - len(gathered)
         polled = await poll(consumer, timeout_ms=timeout_ms, max_records=room)
         if self._free.is_set():  # else what has to go on is the batch that is being stored
             self._progressed()
-        for part in slices(chain.from_iterable(polled.values())):
-            extend(gathered.batch, part, dead_letter_topic=self._topics.dead_letters)
-            gathered.records.extend(part)
+        for records in slices(chain.from_iterable(polled.values())):
+            for record in records:
+                gathered.add(record, dead_letter_topic=self._topics.dead_letters)
             await asyncio.sleep(0)  # else PostgreSQL waits for the batch before this one
 
-    async def _until_durable(self, gathered: _Gathered) -> None:
+    async def _until_durable(self, part: Part) -> None:
         """Store the records; while PostgreSQL or Kafka is away, wait: nothing is set aside for that."""
         delay = _FIRST_RETRY_SECONDS
         started_ns = time.time_ns()
         while True:
             try:
                 with self._metrics.batch_seconds.time():
-                    written = await self._store_all(gathered)
+                    written = await self._store_all(part)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -176,9 +175,9 @@ class Writer:
                 self._progressed()  # waiting is what it should do now
                 delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
             else:
-                self._metrics.observe(written, len(gathered.records))
-                _say_stored(gathered.records)
-                _trace_stored(gathered.records, started_ns)
+                self._metrics.observe(written, len(part.records))
+                _say_stored(part.records)
+                _trace_stored(part.records, started_ns)
                 return
 
     async def store(self, records: Sequence[ConsumerRecord]) -> Written:
@@ -186,12 +185,10 @@ class Writer:
 
         If it refuses, the guilty record is found by halving; the rest lands. Raises only what is worth waiting for.
         """
-        return await self._store_all(
-            _Gathered(list(records), collect(records, dead_letter_topic=self._topics.dead_letters))
-        )
+        return await self._store_all(Part(list(records), collect(records, dead_letter_topic=self._topics.dead_letters)))
 
-    async def _store_all(self, gathered: _Gathered) -> Written:
-        records, batch = gathered.records, gathered.batch
+    async def _store_all(self, part: Part) -> Written:
+        records, batch = part.records, part.batch
         try:
             return await self._apply(batch)
         except RefusedError as refusal:

@@ -293,7 +293,7 @@ async def test_a_walk_goes_on_behind_an_order_that_the_database_never_takes(
     assert (written.orders_added, written.dead_letters) == (38, 2)
     run = await pool.fetchrow("SELECT status, orders_processed, orders_added FROM sync_history")
     assert tuple(run) == ("completed", 40, 38)
-    assert await pool.fetchval("SELECT position FROM run_windows") == after(39)
+    assert await pool.fetchval("SELECT next_sequence FROM run_windows") == 40
 
 
 async def test_a_walk_goes_on_behind_an_order_that_the_writer_cannot_read(
@@ -420,6 +420,45 @@ class BuggyStore(Store):
             self.failed = True
             raise ZeroDivisionError
         return await super().apply(*batch, **storable)
+
+
+class WatchedStore(Store):
+    """Notes which sellers' records are in work at the same time."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        super().__init__(pool)
+        self.in_work: list[frozenset[int]] = []
+        self.side_by_side: list[tuple[frozenset[int], ...]] = []
+
+    async def apply(self, batch: Batch, *, storable: Any = None) -> Written:
+        tokens = frozenset(batch.token_ids())
+        self.in_work.append(tokens)
+        self.side_by_side.append(tuple(self.in_work))
+        try:
+            return await super().apply(batch, storable=storable)
+        finally:
+            self.in_work.remove(tokens)
+
+
+async def test_under_load_two_transactions_are_made_at_a_time_and_never_of_one_seller(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    for number in range(2, 7):
+        await a_token(pool, user_id=f"shop-{number}")
+    records = [
+        an_observation(token_id=1 + number % 6, order_id=f"o-{number}", note="x" * 2000) for number in range(4000)
+    ]
+    common: list[tuple[str, bytes | None]] = []
+    await producer.publish_all(settings.topics.orders, [(record.key, record.encode(), common) for record in records])
+    store = WatchedStore(pool)
+
+    async with running(a_writer(settings, store, producer, metrics)):
+        await until(partial(pool.fetchval, "SELECT count(*) = 4000 FROM orders"))
+        await until(lambda: _is(committed(settings, settings.topics.orders), 4000))
+
+    assert max(map(len, store.side_by_side)) == 2
+    for together in store.side_by_side:
+        assert sum(map(len, together)) == len(frozenset().union(*together))
 
 
 async def test_after_a_bug_a_single_record_is_stored_without_waiting_for_a_full_batch(
