@@ -380,6 +380,13 @@ run_windows = Table(
     Column("bought_from", _TIMESTAMP, nullable=False),
     Column("bought_to", _TIMESTAMP, nullable=False),
     Column("position", _TIMESTAMP, nullable=False, comment="everything bought before this is committed"),
+    Column(
+        "requests",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="what the walk has told that it spent; the run has that of its looks besides",
+    ),
     Column("boundary_order_ids", ARRAY(_ID), nullable=False, server_default=text("'{}'")),
     Column(
         "next_sequence",

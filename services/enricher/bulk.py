@@ -70,7 +70,7 @@ UPDATE run_windows w
   FROM sync_history r
  WHERE w.run_id = $1 AND r.run_id = w.run_id AND NOT w.finished AND r.completed_at IS NULL
 RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_ids,
-          r.requests, r.orders_expected, r.user_id
+          w.requests, r.orders_expected, r.user_id
 """
 
 # From now on the poller waits for progress, the longer the longer there was none.

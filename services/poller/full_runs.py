@@ -14,27 +14,37 @@ _BATCH = 100
 _JITTER_SHARE = 0.1
 _FIRST_LOAD_AGAIN = timedelta(minutes=5)
 
+# Whether a listing has shown all that it was to show, even if some orders that it left out could not be looked at yet:
+# those are owed, and fetched without another listing.
+# language=sql
+_WENT_THROUGH = """
+(h.status = 'completed'
+ OR EXISTS (SELECT FROM sync_history r JOIN run_windows w USING (run_id)
+             WHERE r.task_id = h.task_id AND h.status = 'stalled' AND w.position = w.bought_to))
+"""
+
 # What a first load was to bring is fetched by nothing else: the journal's events of that time ask for no look. So one
 # that failed or broke off is not left to the usual interval; each time without success waits twice as long.
 # language=sql
-_HASTEN = """
+_HASTEN = f"""
 UPDATE active_sync_schedules s
    SET next_full_run = f.again_at
   FROM (SELECT user_token_id, max(created_at) AS created_at,
                max(finished_at) + least($1::interval, $2::interval * (2 ^ (count(*) - 1))::float8) AS again_at
-          FROM task_history
+          FROM task_history h
          WHERE created_at > now() - interval '2 days' AND kind = 'initial' AND status IN ('failed', 'stalled')
+           AND NOT {_WENT_THROUGH}
          GROUP BY user_token_id) f
  WHERE s.user_token_id = f.user_token_id AND s.status = 'active' AND s.next_full_run > f.again_at
-   AND NOT EXISTS (SELECT FROM task_history o
-                    WHERE o.user_token_id = f.user_token_id AND o.kind IN ('initial', 'full', 'reconcile')
-                      AND (o.status IN ('queued', 'running', 'stopping')
-                           OR o.status = 'completed' AND o.created_at > f.created_at))
-"""
+   AND NOT EXISTS (SELECT FROM task_history h
+                    WHERE h.user_token_id = f.user_token_id AND h.kind IN ('initial', 'full', 'reconcile')
+                      AND (h.status IN ('queued', 'running', 'stopping')
+                           OR h.created_at > f.created_at AND {_WENT_THROUGH}))
+"""  # noqa: S608 - a constant
 
 # The next time counts from now: listings that were missed are not made up for. One waiting or running is enough.
 # language=sql
-_CLAIM = """
+_CLAIM = f"""
 WITH due AS (
     SELECT user_token_id FROM active_sync_schedules
      WHERE status = 'active' AND next_full_run <= now()
@@ -46,14 +56,14 @@ WITH due AS (
     RETURNING s.user_token_id, s.user_id
 )
 SELECT user_token_id, user_id,
-       coalesce((SELECT h.kind = 'initial' AND h.status <> 'completed' FROM task_history h
+       coalesce((SELECT h.kind = 'initial' AND NOT {_WENT_THROUGH} FROM task_history h
                   WHERE h.user_token_id = m.user_token_id AND h.kind IN ('initial', 'full', 'reconcile')
                   ORDER BY h.created_at DESC LIMIT 1), false) AS again
   FROM moved m
  WHERE NOT EXISTS (SELECT FROM task_history h
                     WHERE h.user_token_id = m.user_token_id AND h.kind IN ('initial', 'full', 'reconcile')
                       AND h.status IN ('queued', 'running', 'stopping'))
-"""
+"""  # noqa: S608 - a constant
 
 _QUEUE = """
 INSERT INTO task_history (task_id, user_token_id, user_id, kind, requested_by)

@@ -106,7 +106,7 @@ SELECT kind, status FROM ended
 _END_WALKED = """
 WITH ended AS (
     UPDATE sync_history r
-       SET (status, error) = (SELECT CASE WHEN count(*) = 0 OR r.kind = 'initial' THEN 'completed' ELSE 'stalled' END,
+       SET (status, error) = (SELECT CASE WHEN count(*) = 0 THEN 'completed' ELSE 'stalled' END,
                                      CASE WHEN count(*) > 0 THEN count(*) || ' orders could not be looked at' END
                                 FROM pending_fetches p
                                WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)),

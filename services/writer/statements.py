@@ -205,14 +205,14 @@ ON CONFLICT (run_id) DO NOTHING
 """
 
 # An ended run's numbers stay, whatever it caused comes later. Only what a stopped walk had read is still counted. A
-# listing processes what it lists, whatever it then looks at besides; its requests are its pages, and told by its walk.
+# listing processes what it lists, whatever it then looks at besides.
 COUNT_ORDERS = """
 UPDATE sync_history r
    SET orders_processed = r.orders_processed + n.walked
                           + CASE WHEN r.kind IN ('journal', 'orders') THEN n.looked ELSE 0 END,
        orders_added = r.orders_added + n.added,
        orders_updated = r.orders_updated + n.updated,
-       requests = r.requests + CASE WHEN r.kind IN ('journal', 'orders') THEN n.requests ELSE 0 END,
+       requests = r.requests + n.requests,
        progress_at = CASE WHEN n.walked + n.looked + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
   FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
        AS n (run_id, walked, looked, added, updated, requests)
@@ -244,17 +244,22 @@ UPDATE run_windows
  WHERE run_id = $1
 """
 
+# A walk tells the sum of its requests, again and again; the looks that its run causes come on top of it.
 NOTE_PROGRESS = """
-UPDATE sync_history
-   SET requests = greatest(requests, $2), orders_expected = coalesce($3, orders_expected), progress_at = now()
- WHERE run_id = $1
+WITH walk AS (
+    UPDATE run_windows w SET requests = greatest(w.requests, $2)
+      FROM run_windows before
+     WHERE w.run_id = $1 AND before.run_id = w.run_id
+    RETURNING w.run_id, w.requests - before.requests AS more
+)
+UPDATE sync_history r
+   SET requests = r.requests + walk.more, orders_expected = coalesce($3, r.orders_expected), progress_at = now()
+  FROM walk WHERE r.run_id = walk.run_id
 """
 
-FINISH_WALK = "UPDATE run_windows SET finished = true WHERE run_id = $1"
-
-NOTE_END_OF_WALK = """
-UPDATE sync_history
-   SET requests = greatest(requests, $2), orders_expected = coalesce($3, orders_expected), progress_at = now()
+# A walk that has shown everything stands at the end of its window.
+FINISH_WALK = """
+UPDATE run_windows SET finished = true, position = CASE WHEN $2 THEN bought_to ELSE position END
  WHERE run_id = $1
 """
 
@@ -263,7 +268,7 @@ UPDATE sync_history
 FINISH_WALKED_RUNS = """
 WITH ended AS (
     UPDATE sync_history r
-       SET (status, error) = (SELECT CASE WHEN count(*) = 0 OR r.kind = 'initial' THEN 'completed' ELSE 'stalled' END,
+       SET (status, error) = (SELECT CASE WHEN count(*) = 0 THEN 'completed' ELSE 'stalled' END,
                                      CASE WHEN count(*) > 0 THEN count(*) || ' orders could not be looked at' END
                                 FROM pending_fetches p
                                WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)),
@@ -284,8 +289,7 @@ SELECT kind, status FROM ended
 FINISH_RUN = """
 WITH run AS (
     UPDATE sync_history
-       SET status = $2, completed_at = now(), error = $3, requests = greatest(requests, $4),
-           orders_expected = coalesce($5, orders_expected)
+       SET status = $2, completed_at = now(), error = $3
      WHERE run_id = $1 AND completed_at IS NULL
     RETURNING task_id, kind, status
 ), tasks AS (

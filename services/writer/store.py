@@ -475,13 +475,10 @@ class _Transaction:
         """A walk that went through ends its run when the looks that it wants are made, any other ends it now."""
         if end.outcome == "stopped":
             await drop_looks(self._connection, end.token_id, end.run_id)
-        await self._connection.execute(sql.FINISH_WALK, end.run_id)
-        if end.outcome == "completed":
-            await self._connection.execute(sql.NOTE_END_OF_WALK, end.run_id, end.requests, end.orders_expected)
-        else:
-            self._ended += await self._connection.fetch(
-                sql.FINISH_RUN, end.run_id, end.outcome, end.error, end.requests, end.orders_expected
-            )
+        await self._connection.execute(sql.NOTE_PROGRESS, end.run_id, end.requests, end.orders_expected)
+        await self._connection.execute(sql.FINISH_WALK, end.run_id, end.outcome == "completed")
+        if end.outcome != "completed":
+            self._ended += await self._connection.fetch(sql.FINISH_RUN, end.run_id, end.outcome, end.error)
 
     async def _finish_settled_runs(self) -> None:
         token_ids = self._batch.token_ids()

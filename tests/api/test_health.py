@@ -17,7 +17,7 @@ _NOBODY_LISTENS = "postgresql://127.0.0.1:1/none"
 
 
 async def _health(settings: ApiSettings, allegro: Allegro) -> tuple[int, dict[str, str]]:
-    """The status code, and how each component is, once Kafka has answered: two seconds may be short for a busy machine."""
+    """The status code, and how each component is, once Kafka answered: on a busy machine it may take its time."""
     app = build_app(settings, transport=httpx.MockTransport(allegro))
     async with (
         app.router.lifespan_context(app),

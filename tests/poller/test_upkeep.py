@@ -224,6 +224,25 @@ async def test_a_first_load_that_failed_is_made_again_soon_and_later_each_time(p
     assert await pool.fetchval("SELECT next_full_run > now() + interval '50 minutes' FROM active_sync_schedules")
 
 
+async def test_a_first_load_that_went_through_is_not_made_again_for_a_look_that_failed(pool: asyncpg.Pool) -> None:
+    """The order is owed its look, which is repeated without another listing of all."""
+    token_id = await a_token(pool)
+    await a_schedule(pool, token_id)
+    await a_run(pool, token_id=token_id, kind="initial")
+    await pool.execute("UPDATE task_history SET status = 'stalled', finished_at = now()")
+    await pool.execute("UPDATE run_windows SET finished = true, position = bought_to")
+    before = await pool.fetchval("SELECT next_full_run FROM active_sync_schedules")
+    full_runs = FullRuns(pool, SETTINGS)
+
+    await full_runs.turn()
+    after_it = await pool.fetchval("SELECT next_full_run FROM active_sync_schedules")
+    await pool.execute("UPDATE active_sync_schedules SET next_full_run = now()")
+    await full_runs.turn()
+
+    assert after_it == before
+    assert await pool.fetchval("SELECT array_agg(kind) FROM task_history WHERE status = 'queued'") == ["reconcile"]
+
+
 async def test_a_first_load_that_succeeded_later_is_not_made_again(pool: asyncpg.Pool) -> None:
     token_id = await a_token(pool)
     await a_schedule(pool, token_id)

@@ -60,8 +60,20 @@ def end(orders: int) -> WindowFinished:
     return WindowFinished(token_id=1, run_id=A_RUN, attempt=1, orders=orders, requests=1)
 
 
-def gone(order_id: str, seconds: float = 200) -> OrderMissing:
-    return OrderMissing(token_id=1, order_id=order_id, observed_at=after(seconds), reason="404")
+def gone(order_id: str, seconds: float = 200, *, requests: int = 0) -> OrderMissing:
+    return OrderMissing(token_id=1, order_id=order_id, observed_at=after(seconds), reason="404", requests=requests)
+
+
+def a_failure(order_id: str, *, requests: int = 0) -> OrderFetchFailed:
+    return OrderFetchFailed(
+        token_id=1,
+        order_id=order_id,
+        wanted_after=after(100),
+        attempts=1,
+        retry_after_seconds=60,
+        error="503",
+        requests=requests,
+    )
 
 
 async def owed(pool: asyncpg.Pool) -> list[str]:
@@ -153,18 +165,37 @@ class TestTheRun:
         await store(pool, an_observation(order_id="a"))
         await store(pool, page(), end(0))
 
-        await store(
-            pool,
-            OrderFetchFailed(
-                token_id=1, order_id="a", wanted_after=after(100), attempts=1, retry_after_seconds=60, error="503"
-            ),
-        )
+        await store(pool, a_failure("a"))
 
         run = await the_run(pool)
         assert (run["status"], run["error"]) == ("stalled", "1 orders could not be looked at")
         assert run["completed_at"] is not None
         assert await pool.fetchval("SELECT status FROM task_history") == "stalled"
         assert await owed(pool) == ["a"]
+
+    async def test_a_first_load_says_as_well_that_a_look_failed_and_stands_at_its_end(self, pool: asyncpg.Pool) -> None:
+        await pool.execute("UPDATE sync_history SET kind = 'initial'")
+        await store(pool, an_observation(order_id="a"))
+        await store(pool, page(), end(0))
+
+        await store(pool, a_failure("a"))
+
+        run = await the_run(pool)
+        assert (run["status"], run["error"]) == ("stalled", "1 orders could not be looked at")
+        assert await pool.fetchval("SELECT position = bought_to FROM run_windows")
+
+    async def test_it_has_spent_what_its_walk_and_its_looks_have(self, pool: asyncpg.Pool) -> None:
+        """However often the walk tells its own sum, before the looks and after them."""
+        await store(pool, an_observation(order_id="a"), an_observation(order_id="b"))
+        await store(pool, page(), page())
+        await store(pool, a_failure("a", requests=3))
+        await store(pool, gone("b", requests=2))
+        meanwhile = (await the_run(pool))["requests"]
+
+        await store(pool, WindowFinished(token_id=1, run_id=A_RUN, attempt=1, orders=0, requests=4))
+        await store(pool, gone("a", requests=1))
+
+        assert (meanwhile, (await the_run(pool))["requests"]) == (1 + 3 + 2, 4 + 3 + 2)
 
     async def test_everything_that_comes_again_changes_nothing(self, pool: asyncpg.Pool) -> None:
         await store(pool, an_observation(order_id="a"), an_observation(order_id="b"))
