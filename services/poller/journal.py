@@ -48,18 +48,27 @@ _MAX_ERROR_LENGTH = 500
 # The journal of a new token waits until the beginning of its initial load is noted: that tells which of its events
 # need no look of their own.
 # language=sql
-_CLAIM = """
-WITH due AS (
-    SELECT s.user_token_id
-      FROM active_sync_schedules s
-      JOIN journal_cursors c USING (user_token_id)
-     WHERE s.status = 'active' AND s.next_run <= now() AND (s.lease_until IS NULL OR s.lease_until < now())
-       AND (c.covered_event_id > 0
-            OR NOT EXISTS (SELECT FROM task_history h
-                            WHERE h.user_token_id = s.user_token_id AND h.kind = 'initial' AND h.status = 'queued'))
-     ORDER BY s.next_run
-     LIMIT $2
+_DUE = """
+SELECT s.user_token_id
+  FROM active_sync_schedules s
+  JOIN journal_cursors c USING (user_token_id)
+ WHERE s.status = 'active' AND s.next_run <= now() AND (s.lease_until IS NULL OR s.lease_until < now())
+   AND (c.covered_event_id > 0
+        OR NOT EXISTS (SELECT FROM task_history h
+                        WHERE h.user_token_id = s.user_token_id AND h.kind = 'initial' AND h.status = 'queued'))
+"""
+
+# Sellers whose last look failed have a number of places that they cannot exceed: a call that hangs holds its place for
+# minutes, and many of them would hold all.
+# language=sql
+_CLAIM = f"""
+WITH failing AS (
+    {_DUE} AND s.consecutive_failures > 0 ORDER BY s.next_run LIMIT $4 FOR UPDATE OF s SKIP LOCKED
+), well AS (
+    {_DUE} AND s.consecutive_failures = 0 ORDER BY s.next_run LIMIT $2 - (SELECT count(*) FROM failing)
        FOR UPDATE OF s SKIP LOCKED
+), due AS (
+    SELECT * FROM failing UNION ALL SELECT * FROM well
 )
 UPDATE active_sync_schedules s
    SET lease_owner = $1, lease_until = now() + $3::interval, fence = s.fence + 1
@@ -69,7 +78,7 @@ UPDATE active_sync_schedules s
 RETURNING s.user_token_id, s.user_id, s.fence, s.interval_seconds, s.consecutive_failures, now() - s.next_run AS late,
           now() - s.last_success AS since_success, c.stored_event_id, c.published_event_id, c.rewinds,
           c.covered_event_id, now() - greatest(c.published_at, c.stored_at) AS unconfirmed_for
-"""
+"""  # noqa: S608 - a constant
 
 # $4 is false for an empty look. `published_at` is the time of the oldest publication that may be on its way: a busy
 # journal must not hide by new publications that the cursor stands still.
@@ -129,6 +138,11 @@ class Look:
     since_success: timedelta | None
     cursor: Cursor
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the look before this one failed."""
+        return self.failures > 0
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -152,7 +166,10 @@ def retry_delay(failures: int, interval: timedelta, asked: timedelta | None, *, 
 
 
 class JournalPoller:
-    """Looks into the journals that are due; each look has a slot of its own, so that a slow seller delays nobody."""
+    """Looks into the journals that are due; each look has a slot of its own, so that a slow seller delays nobody.
+
+    Half of the slots are never held by sellers whose last look failed, so that many slow ones delay nobody either (E3).
+    """
 
     def __init__(
         self,
@@ -170,6 +187,9 @@ class JournalPoller:
         self._clock = clock
         self._leases = leases
         self._slots = slots
+        self._max_failing = max(settings.poller_concurrency // 2, 1)
+        self._failing = 0
+        """Looks in hand of sellers whose last one failed."""
         self._max_pages = settings.poller_max_pages
         self._overlap = timedelta(seconds=settings.poller_overlap_seconds)
         self._redelivery = timedelta(seconds=settings.poller_redelivery_seconds)
@@ -185,13 +205,22 @@ class JournalPoller:
 
     async def claim(self, limit: int) -> Sequence[Look]:
         """Lease up to `limit` due schedules; no other replica gets the same ones."""
-        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration)
+        failing = min(self._max_failing - self._failing, limit)
+        rows = await self._pool.fetch(_CLAIM, self._leases.owner, limit, self._leases.duration, failing)
         for row in rows:
             metrics.schedule_delay_seconds.observe(row["late"].total_seconds())
-        return [_look(row) for row in rows]
+        looks = [_look(row) for row in rows]
+        self._failing += sum(look.is_failing for look in looks)
+        return looks
 
     async def look(self, look: Look) -> None:
         """Read on, publish, note it; a failure is noted as well and tried again later."""
+        try:
+            await self._look(look)
+        finally:
+            self._failing -= look.is_failing
+
+    async def _look(self, look: Look) -> None:
         with correlated(None, user=look.user_id), span("poll journal", {"orders_backup.token_id": look.token_id}):
             try:
                 async with asyncio.timeout(self._leases.work_seconds):

@@ -265,6 +265,39 @@ async def test_a_slow_seller_delays_nobody(world: World) -> None:
     assert [token_id for token_id, _ in world.allegro.reads][1] == other
 
 
+async def test_many_sellers_whose_calls_hang_leave_half_of_the_slots_to_others(world: World) -> None:
+    """Each of them failed before: whether it would succeed now is not known before it is called (E3)."""
+    others = [await a_token(world.pool, user_id=f"broken-{number}") for number in range(6)]
+    for token_id in others:
+        await a_schedule(world.pool, token_id)
+    await world.pool.execute("UPDATE active_sync_schedules SET consecutive_failures = 1, next_run = '2020-01-01'")
+    hanging = asyncio.Event()
+    world.allegro.on_read = hanging.wait
+    replica = world.replica(poller_concurrency=4)
+    async with replica.slots:
+        while await replica.poller.turn():
+            pass
+        while len(world.allegro.reads) < 2:  # noqa: ASYNC110 - each begins with a question to PostgreSQL
+            await asyncio.sleep(0.01)
+        well = await a_token(world.pool, user_id="well")
+        await a_schedule(world.pool, well)
+        reached = asyncio.Event()
+        world.allegro.on_read = reached.set
+
+        await replica.poller.turn()
+        async with asyncio.timeout(10):
+            await reached.wait()
+        held = [token_id for token_id, _ in world.allegro.reads[:2]]
+        hanging.set()
+        await replica.slots.idle()
+        while await world.pool.fetchval("SELECT count(*) FROM active_sync_schedules WHERE next_run < now()"):
+            await replica.turn()
+
+    assert well not in held
+    assert [token_id for token_id, _ in world.allegro.reads][2] == well
+    assert {token_id for token_id, _ in world.allegro.reads} >= {*others, well}
+
+
 async def test_a_backlog_is_read_in_bounded_pieces_with_no_pause_but_that_of_the_limit(world: World) -> None:
     """Another replica may read on, which does not know of the last call."""
     world.allegro.lines = [a_line(world.base + number) for number in range(1, 3501)]
