@@ -109,7 +109,10 @@ def wanted_after(event_id: int, *, received_at: datetime, clock_ahead: timedelta
 
 
 def covered_position(latest_event_id: int | None, now_event_id: int, *, list_lag: timedelta) -> int:
-    """Up to which event a listing that begins now shows the orders: the journal's end, less what lists lag behind."""
+    """Up to which event a listing that begins now shows the orders: the journal's end, less what lists lag behind.
+
+    `now_event_id` is now by Allegro's clock, by which it numbers its events.
+    """
     end = now_event_id if latest_event_id is None else min(latest_event_id, now_event_id)
     return _before(end, list_lag)
 

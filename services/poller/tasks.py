@@ -379,8 +379,8 @@ class TaskPlanner:
         )
 
     async def _covered(self, token_id: int) -> int:
-        latest = await self._allegro.latest_event_id(token_id, traffic="live")
-        return covered_position(latest, to_event_id(self._clock.now()), list_lag=self._list_lag)
+        end = await self._allegro.journal_end(token_id, traffic="live")
+        return covered_position(end.event_id, to_event_id(end.at), list_lag=self._list_lag)
 
     async def _lock(self, connection: asyncpg.Connection, task: Task) -> None:
         """Two tasks must not both find that nothing of their kind runs."""

@@ -57,6 +57,14 @@ class JournalPage:
 
 
 @dataclass(frozen=True)
+class JournalEnd:
+    """The journal's last event, None where Allegro tells of none, and when that was: by its clock, if it told."""
+
+    event_id: int | None
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Seller:
     """Who a token belongs to."""
 
@@ -113,10 +121,11 @@ class AllegroClient:
         ahead = None if date is None else date - answer.received_at
         return JournalPage(events, answer.received_at, ahead, unreadable)
 
-    async def latest_event_id(self, token_id: int, *, traffic: Traffic = "live") -> int | None:
-        """The end of the journal, or None where it is empty."""
+    async def journal_end(self, token_id: int, *, traffic: Traffic = "live") -> JournalEnd:
+        """Where the journal ends."""
         answer = await self._get(token_id, Endpoint.STATS, "/order/event-stats", {}, traffic)
-        return _read(lambda: bodies.latest_event_id(answer.body), Endpoint.STATS, answer)
+        event_id = _read(lambda: bodies.latest_event_id(answer.body), Endpoint.STATS, answer)
+        return JournalEnd(event_id, _date(answer.headers) or answer.received_at)
 
     async def list_orders(
         self,

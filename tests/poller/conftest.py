@@ -17,7 +17,7 @@ from services.poller.slots import Slots
 from services.writer.batch import collect
 from services.writer.store import Store
 from shared.allegro.bodies import JournalEvent
-from shared.allegro.client import JournalPage
+from shared.allegro.client import JournalEnd, JournalPage
 from shared.allegro.tally import note_request
 from shared.clock import DatabaseClock
 from shared.database import database_now, open_pool
@@ -78,6 +78,8 @@ class Shop:
     clock: DatabaseClock
     lines: list[JournalEvent] = field(default_factory=list)
     latest: int | None = None
+    clock_ahead: timedelta = timedelta(0)
+    """Of Allegro's clock before ours."""
     error: Exception | None = None
     on_read: Callable[[int], Awaitable[None]] | None = None
     """Done while a page is on its way."""
@@ -92,12 +94,12 @@ class Shop:
         found = [line for line in self.lines if line.event_id > after][:limit]
         return JournalPage(tuple(found), self.clock.now(), timedelta(0))
 
-    async def latest_event_id(self, _token_id: int, *, traffic: str) -> int | None:
+    async def journal_end(self, _token_id: int, *, traffic: str) -> JournalEnd:
         assert traffic == "live"
         note_request()
         if self.error is not None:
             raise self.error
-        return self.latest
+        return JournalEnd(self.latest, self.clock.now() + self.clock_ahead)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from services.poller.tasks import TaskPlanner
 from services.writer.batch import collect
 from services.writer.store import Store
 from shared.allegro.errors import AccessDeniedError, AllegroUnavailableError
-from shared.clock import DatabaseClock, to_event_id
+from shared.clock import DatabaseClock, from_event_id, to_event_id
 from shared.kafka import PublishFailedError
 from shared.messages import OrderFetch, OrderWindow, WindowPlace
 from shared.topics import Topics
@@ -115,6 +115,19 @@ async def test_an_initial_load_notes_first_which_events_it_covers(
     assert await pool.fetchval("SELECT covered_event_id FROM journal_cursors") == shop.latest - 60_000_000
     assert await pool.fetchval("SELECT requests FROM sync_history") == 1
     assert await pool.fetchval("SELECT stored_event_id FROM journal_cursors") == 0
+
+
+async def test_an_unknown_end_of_the_journal_is_dated_by_allegros_clock_which_may_differ_from_ours(
+    pool: asyncpg.Pool, replica: Replica, shop: Shop, clock: DatabaseClock
+) -> None:
+    """Else events that Allegro numbers from now on would count as covered by a load that began before them."""
+    shop.clock_ahead = -timedelta(minutes=10)
+    await a_task(pool, await a_token(pool), "initial")
+
+    await replica.turn()
+
+    covered = from_event_id(await pool.fetchval("SELECT covered_event_id FROM journal_cursors"))
+    assert timedelta(minutes=10, seconds=59) < clock.now() - covered < timedelta(minutes=12)
 
 
 async def test_one_listing_of_a_token_runs_at_a_time_whoever_claims(

@@ -227,7 +227,7 @@ async def validate_token(token: KnownToken, context: Context) -> TokenValidation
     """Ask Allegro whether the token works, refreshing it if needed; says what Allegro says."""
     reason: str | None = None
     try:
-        await context.allegro.client.latest_event_id(token.token_id)
+        await context.allegro.client.journal_end(token.token_id)
     except (ReauthorizationRequiredError, AccessDeniedError) as refusal:
         reason = str(refusal)
     else:

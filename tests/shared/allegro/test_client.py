@@ -232,7 +232,13 @@ class TestRequests:
         [({"latestEvent": {"id": "17"}}, 17), ({"latestEvent": None}, None), ({}, None), ({"latestEvent": {}}, None)],
     )
     async def test_the_end_of_the_journal_may_be_missing(self, body: dict[str, Any], expected: int | None) -> None:
-        assert await Edge(ok(body)).client.latest_event_id(7) == expected
+        assert (await Edge(ok(body)).client.journal_end(7)).event_id == expected
+
+    async def test_the_end_of_the_journal_is_dated_by_the_clock_that_numbers_its_events(self) -> None:
+        by_allegro = await Edge(ok({}, Date="Sat, 10 Oct 2026 11:50:00 GMT")).client.journal_end(7)
+        by_us = await Edge(ok({})).client.journal_end(7)
+
+        assert (by_allegro.at, by_us.at) == (after(-600), after(2))
 
     async def test_the_seller_says_who_it_is(self) -> None:
         assert await Edge(ok({"id": "1", "login": "shop"})).client.me(7) == Seller("1", "shop")
