@@ -13,6 +13,7 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
+from services.writer.unstorable import Storable, as_it_came
 from shared.allegro.bodies import OrderFacts, UnreadableBodyError, order_facts
 from shared.delivery import DeadLetter
 from shared.messages import (
@@ -40,10 +41,11 @@ OrderKey = tuple[int, str]
 
 @dataclass(frozen=True)
 class Observation:
-    """An order as seen, with the facts that become columns."""
+    """An order as seen, with what becomes columns."""
 
     record: OrderObserved
     facts: OrderFacts
+    document: Storable
 
     @property
     def key(self) -> OrderKey:
@@ -194,7 +196,7 @@ def _add_observation(batch: Batch, record: OrderObserved) -> None:
         _walk(batch, record.place, record.order_id.replace("\0", "\N{REPLACEMENT CHARACTER}"), None)
         raise
     _walk(batch, record.place, facts.order_id, facts.bought_at)
-    observation = Observation(record, facts)
+    observation = Observation(record, facts, as_it_came(record.order))
     known = batch.observations.get(observation.key)
     if known is None or record.observed_at > known.record.observed_at:
         batch.observations[observation.key] = observation

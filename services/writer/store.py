@@ -154,15 +154,12 @@ class _Transaction:
             announced_later=announced,
         )
 
-    def _document(self, raw: bytes) -> Storable:
-        return self._storable.get(raw) or as_it_came(raw)
-
     async def _insert_events(self) -> list[OrderEvent]:
         """Store the events; returns those that were not stored before."""
         events = list(self._batch.events.values())
         if not events:
             return []
-        documents = [self._document(event.event) for event in events]
+        documents = [self._storable.get(event.event) or as_it_came(event.event) for event in events]
         rows = await self._connection.fetch(
             sql.INSERT_EVENTS,
             [event.token_id for event in events],
@@ -241,7 +238,7 @@ class _Transaction:
             )
 
     def _order_columns(self, observations: Sequence[Observation]) -> list[list[Any]]:
-        documents = [self._document(seen.record.order) for seen in observations]
+        documents = [self._storable.get(seen.record.order) or seen.document for seen in observations]
         return [
             [seen.record.token_id for seen in observations],
             [seen.record.order_id for seen in observations],

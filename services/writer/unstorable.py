@@ -2,7 +2,8 @@
 
 PostgreSQL refuses NUL (`\\u0000`) and lone surrogates in strings, numbers beyond `numeric`, and very deep nesting.
 None of them may cost an order. The exact bytes go to `order_raw`/`event_raw`; `order_data`/`event_data` holds the
-nearest thing that can be queried.
+nearest thing that can be queried. Of a field that an object has twice `jsonb` keeps the last without a word: there the
+bytes are kept as well.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shared.json_text import readable
+from shared.json_text import may_lose_a_field, readable
 
 _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 _REPLACEMENT = rb"\1\\ufffd"
@@ -25,8 +26,8 @@ class Storable:
 
 
 def as_it_came(raw: bytes) -> Storable:
-    """Nearly always: the column holds exactly what was received."""
-    return Storable(raw, None)
+    """Nearly always: the column alone holds what was received."""
+    return Storable(raw, raw if may_lose_a_field(raw) else None)
 
 
 def stand_ins(raw: bytes, *, summary: dict[str, str | None]) -> Iterator[Storable]:

@@ -14,6 +14,7 @@ from devstack.ledger import Comparison, Copy, Difference, Entry, compare_chunk, 
         ({"a": 1, "b": [{"c": None}]}, {"b": [{"c": None}], "a": 1}),
         (1, Decimal("1.0")),
         (parse("1.10"), parse("1.1")),
+        (parse('{"a":1,"a":2}'), parse('{"a":1, "a":2}')),
         ("ż\u0000", "ż\u0000"),
         ([], []),
     ],
@@ -35,6 +36,7 @@ def test_equal_json(expected: Any, stored: Any) -> None:
         ("1", 1, "$ is 1 instead of '1'"),
         (parse("0.1"), parse("0.10000000000000001"), "$ is Decimal('0.10000000000000001') instead of Decimal('0.1')"),
         ({}, [], "$ is [] instead of {}"),
+        (parse('{"a":1,"a":2}'), parse('{"a":2}'), "$ is {'a': 2} instead of [('a', 1), ('a', 2)]"),
     ],
 )
 def test_a_difference_is_told_with_its_place(expected: Any, stored: Any, reason: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.allegro.bodies import journal_events, order_facts, order_list
-from shared.json_text import originals, readable, shallow
+from shared.json_text import may_lose_a_field, originals, readable, shallow
 from shared.messages import OrderEvent, OrderObserved, RawJson, UnreadableRecordError, decode
 from tests.builders import NOON, an_event, an_observation
 
@@ -134,3 +134,51 @@ def test_a_record_carries_what_is_nested_too_deep_for_its_reader() -> None:
 @given(_DOCUMENTS)
 def test_what_is_shallow_is_read_as_it_is(document: Any) -> None:
     assert shallow(encoded(document)) == encoded(document)
+
+
+class Fields(list[tuple[str, Any]]):
+    """An object, which may have a field twice."""
+
+
+_FIELDS = st.recursive(
+    st.integers() | st.booleans() | st.sampled_from(["12.50", 'a"b":1', "ż", 1e30, 0.1, None]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.lists(st.tuples(st.sampled_from("abc"), inner), max_size=3).map(Fields)
+    ),
+    max_leaves=8,
+)
+
+
+def written(value: Any, space: str) -> str:
+    match value:
+        case Fields():
+            return "{" + ",".join(f'{space}"{name}":{space}{written(inner, space)}' for name, inner in value) + "}"
+        case list():
+            return "[" + ",".join(written(inner, space) for inner in value) + "]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def has_a_field_twice(value: Any) -> bool:
+    match value:
+        case Fields():
+            names = [name for name, _ in value]
+            return len(set(names)) < len(names) or any(has_a_field_twice(inner) for _, inner in value)
+        case list():
+            return any(map(has_a_field_twice, value))
+    return False
+
+
+@given(_FIELDS, st.sampled_from(["", " "]))
+def test_a_field_that_an_object_has_twice_is_noticed_and_nothing_else(value: Any, space: str) -> None:
+    assert may_lose_a_field(written(value, space).encode()) is has_a_field_twice(value)
+
+
+@pytest.mark.parametrize("raw", [b'{"a":1', b"", b'{"a":"\xff"}', b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"])
+def test_what_cannot_be_read_may_lose_something(raw: bytes) -> None:
+    assert may_lose_a_field(raw)
+
+
+def test_a_number_in_another_form_does_not_hide_the_field_that_is_lost() -> None:
+    """Written again, the document is as long as it was."""
+    assert may_lose_a_field(b'{"a":1,"a":1,"b":1000E3}')
