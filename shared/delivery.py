@@ -282,11 +282,7 @@ async def watched(consumer: AIOKafkaConsumer, and_then: Callable[[], None] = lam
 
 def next_offsets(records: Iterable[ConsumerRecord]) -> dict[TopicPartition, int]:
     """The offsets to commit once these records are done: one past the last of each partition."""
-    offsets: dict[TopicPartition, int] = {}
-    for record in records:
-        place = TopicPartition(record.topic, record.partition)
-        offsets[place] = max(offsets.get(place, 0), record.offset + 1)
-    return offsets
+    return {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
 
 
 class SilentConsumerError(TransientError):

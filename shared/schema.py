@@ -142,7 +142,16 @@ active_sync_schedules = Table(
     _created_at(),
     CheckConstraint("status IN ('active', 'paused')", name="status"),
     CheckConstraint("interval_seconds > 0", name="interval"),
-    Index("ix_active_sync_schedules_next_run", "next_run", postgresql_where=text("status = 'active'")),
+    Index(
+        "ix_active_sync_schedules_well",
+        "next_run",
+        postgresql_where=text("status = 'active' AND consecutive_failures = 0"),
+    ),
+    Index(
+        "ix_active_sync_schedules_failing",
+        "next_run",
+        postgresql_where=text("status = 'active' AND consecutive_failures > 0"),
+    ),
     Index("ix_active_sync_schedules_next_full_run", "next_full_run", postgresql_where=text("status = 'active'")),
 )
 
@@ -363,6 +372,13 @@ sync_history = Table(
     Column("orders_updated", BigInteger, nullable=False, server_default=text("0")),
     Column("events_stored", BigInteger, nullable=False, server_default=text("0")),
     Column("requests", BigInteger, nullable=False, server_default=text("0")),
+    Column(
+        "orders_unseen",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="orders that it was to look at and does not: dead letters, or too many at a time",
+    ),
     Column("error", Text),
     CheckConstraint("kind IN ('initial', 'full', 'manual', 'journal', 'orders', 'reconcile')", name="kind"),
     CheckConstraint("status IN ('running', 'completed', 'stopped', 'stalled', 'failed')", name="status"),

@@ -73,9 +73,18 @@ RETURNING w.attempt, w.position, w.bought_to, w.next_sequence, w.boundary_order_
           w.requests, r.orders_expected, r.user_id
 """
 
-# From now on the poller waits for progress, the longer the longer there was none.
+# From now on the poller waits for progress, the longer the longer there was none. What was spent in vain is counted.
 # language=sql
-_GIVE_UP = "UPDATE run_windows SET published_at = now() WHERE run_id = $1 AND attempt = $2 AND NOT finished"
+_GIVE_UP = """
+WITH walk AS (
+    SELECT run_id, requests FROM run_windows WHERE run_id = $1 AND attempt = $2 AND NOT finished FOR UPDATE
+), told AS (
+    UPDATE run_windows w SET published_at = now(), requests = greatest(w.requests, $3)
+      FROM walk WHERE w.run_id = walk.run_id
+)
+UPDATE sync_history r SET requests = r.requests + greatest($3 - walk.requests, 0)
+  FROM walk WHERE r.run_id = walk.run_id
+"""
 
 _STANDING = """
 SELECT w.attempt, w.next_sequence, coalesce(t.stop_requested_at IS NOT NULL, false) AS stop
@@ -193,7 +202,7 @@ class BulkHandler:
                 "reason": str(reason),
             },
         )
-        await self._pool.execute(_GIVE_UP, attempt.run_id, attempt.number)
+        await self._pool.execute(_GIVE_UP, attempt.run_id, attempt.number, attempt.requests)
         now = time.monotonic()
         self._given_up = {run_id: at for run_id, at in self._given_up.items() if now < at + _BEHIND_SECONDS}
         self._given_up[attempt.run_id] = now

@@ -16,14 +16,13 @@ from services.enricher.merge import Wanted, merge, plan
 from services.enricher.pages import PagePlaces
 from services.enricher.publish import Publisher
 from services.enricher.recent import RecentLooks
-from services.enricher.retry import REFUSED_FOR_GOOD_ATTEMPTS, RETRY_WITHOUT_ACCESS, retry_delay
+from services.enricher.retry import RETRY_WITHOUT_ACCESS, retry_delay
 from services.enricher.stopped import StoppedOf, StopWatch
 from shared.allegro.bodies import ListedOrder, OrderPage
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import (
     AccessDeniedError,
     AllegroOutageError,
-    CallRefusedError,
     OrderNotFoundError,
     RateLimitedError,
     ReauthorizationRequiredError,
@@ -233,24 +232,16 @@ class LiveHandler:
             except AccessDeniedError as error:
                 return _failed(token_id, wanted, error, RETRY_WITHOUT_ACCESS, spent + tally.requests)
             except (ReauthorizationRequiredError, TransientError) as error:
-                if isinstance(error, CallRefusedError) and wanted.attempts + 1 >= REFUSED_FOR_GOOD_ATTEMPTS:
-                    return await self._set_aside(token_id, wanted, origins, error, spent + tally.requests)
                 # Without consent nothing is sent out, however due it is; with a new one it must not wait for long.
                 delay = retry_delay(wanted.attempts + 1, jitter=random.random())  # noqa: S311 - spreads load
                 asked = error.retry_after if isinstance(error, TransientError) else None
                 wait = max(delay, asked or delay)
                 return _failed(token_id, wanted, error, wait, spent + tally.requests)
             except PermanentError as error:
-                return await self._set_aside(token_id, wanted, origins, error, spent + tally.requests)
+                for raw in origins:
+                    await self._publisher.dead_letter(raw, error, attempts=wanted.attempts + 1)
+                return _failed(token_id, wanted, error, None, spent + tally.requests)
         return _observed(token_id, fetched.order, fetched.requested_at, "detail", wanted, spent + tally.requests)
-
-    async def _set_aside(
-        self, token_id: int, wanted: Wanted, origins: Sequence[ConsumerRecord], error: Exception, requests: int
-    ) -> _Look:
-        """A dead letter of each record that asked for the look, which is not made again."""
-        for raw in origins:
-            await self._publisher.dead_letter(raw, error, attempts=wanted.attempts + 1)
-        return _failed(token_id, wanted, error, None, requests)
 
     async def _publish(self, results: Iterable[Record]) -> None:
         published = list(results)

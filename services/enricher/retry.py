@@ -6,9 +6,6 @@ _FIRST = timedelta(seconds=30)
 _LONGEST = timedelta(hours=6)
 # Nothing but a person helps: a scope of the application is missing.
 RETRY_WITHOUT_ACCESS = timedelta(hours=1)
-# Of a look that Allegro refuses while it answers others: seven hours have passed by then, at least, and most likely it
-# is neither a gateway's fault nor one of ours that somebody will mend.
-REFUSED_FOR_GOOD_ATTEMPTS = 12
 
 
 def retry_delay(attempts: int, *, jitter: float) -> timedelta:

@@ -87,16 +87,18 @@ UPDATE pending_fetches p SET next_attempt_at = now()
 _END_SETTLED = """
 WITH ended AS (
     UPDATE sync_history r
-       SET status = 'completed', completed_at = now(), error = NULL
+       SET status = CASE WHEN r.orders_unseen = 0 THEN 'completed' ELSE 'stalled' END,
+           error = CASE WHEN r.orders_unseen > 0 THEN r.orders_unseen || ' orders could not be looked at' END,
+           completed_at = now()
       FROM journal_cursors c
      WHERE r.completed_at IS NULL AND r.kind IN ('journal', 'orders') AND r.started_at < now() - interval '1 minute'
        AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))
-    RETURNING r.task_id, r.kind, r.status
+    RETURNING r.task_id, r.kind, r.status, r.error
 ), tasks AS (
     UPDATE task_history t
-       SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
+       SET status = ended.status, finished_at = now(), error = ended.error, lease_owner = NULL, lease_until = NULL
       FROM ended WHERE t.task_id = ended.task_id
 )
 SELECT kind, status FROM ended
@@ -106,10 +108,10 @@ SELECT kind, status FROM ended
 _END_WALKED = """
 WITH ended AS (
     UPDATE sync_history r
-       SET (status, error) = (SELECT CASE WHEN count(*) = 0 THEN 'completed' ELSE 'stalled' END,
-                                     CASE WHEN count(*) > 0 THEN count(*) || ' orders could not be looked at' END
-                                FROM pending_fetches p
-                               WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)),
+       SET (status, error) = (SELECT CASE WHEN n = 0 THEN 'completed' ELSE 'stalled' END,
+                                     CASE WHEN n > 0 THEN n || ' orders could not be looked at' END
+                                FROM (SELECT count(*) + r.orders_unseen AS n FROM pending_fetches p
+                                       WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)) missed),
            completed_at = now()
       FROM run_windows w
      WHERE r.completed_at IS NULL AND r.started_at < now() - interval '1 minute' AND w.run_id = r.run_id AND w.finished

@@ -21,7 +21,7 @@ from services.writer.metrics import Metrics
 from services.writer.slices import slices
 from services.writer.store import RefusedError, Store, Written
 from services.writer.unstorable import Storable, stand_ins
-from shared.delivery import DeadLetter, GroupConsumer, RebalanceLog, commit, join, next_offsets, poll, watched
+from shared.delivery import DeadLetter, GroupConsumer, RebalanceLog, commit, join, poll, watched
 from shared.kafka import RecordProducer, UnsendableRecordError
 from shared.lately import Lately
 from shared.messages import correlation_id_of, token_of, traceparent_of
@@ -117,7 +117,7 @@ class Writer:
         await together(self._until_durable(part) for part in gathered.parts if part.records)
         if not self.is_behind:
             self._stored()
-        await commit(consumer, next_offsets(gathered.records))
+        await commit(consumer, gathered.offsets)
         self._free_at = free_at
         self._free.set()
 
@@ -135,7 +135,7 @@ class Writer:
                     await self._free.wait()
                     await asyncio.sleep(self._busy_seconds())
             await self._take(consumer, gathered, timeout_ms=0)
-        self.is_behind = len(gathered) >= min(_MANY_RECORDS, self._max_records)
+        self.is_behind = gathered.is_large or len(gathered) >= min(_MANY_RECORDS, self._max_records)
         return gathered
 
     def _is_much(self, now: float) -> bool:

@@ -1,12 +1,11 @@
 """The records of a batch, in the parts that become transactions. Pure."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 
 from services.writer.batch import Batch, extend
+from shared.delivery import next_offsets
 
 # More is not taken for one batch, however large its records are (promise P10); 3 MB are a thousand orders.
 _MOST_BYTES = 8 << 20
@@ -26,6 +25,8 @@ class Gathered:
     def __init__(self, parts: int) -> None:
         self.parts = [Part() for _ in range(parts)]
         self._part_of: dict[bytes | None, Part] = {}
+        self.offsets: dict[TopicPartition, int] = {}
+        """To commit once all parts are durable: one past the last record of each partition."""
         self._count = 0
         self._bytes = 0
 
@@ -37,11 +38,6 @@ class Gathered:
         """Whether its records are as many bytes as one batch may hold."""
         return self._bytes >= _MOST_BYTES
 
-    @property
-    def records(self) -> Iterator[ConsumerRecord]:
-        """All of them."""
-        return chain.from_iterable(part.records for part in self.parts)
-
     def add(self, record: ConsumerRecord, *, dead_letter_topic: str) -> None:
         """A record goes where the others with its key are, the first with a key into the part that holds least."""
         part = self._part_of.get(record.key)
@@ -49,5 +45,6 @@ class Gathered:
             part = self._part_of[record.key] = min(self.parts, key=lambda part: len(part.records))
         extend(part.batch, [record], dead_letter_topic=dead_letter_topic)
         part.records.append(record)
+        self.offsets |= next_offsets([record])
         self._count += 1
         self._bytes += len(record.value or b"")

@@ -32,7 +32,7 @@ class Metrics:
             ["finding"],
         )
         self.waits = Counter(
-            "orders_backup_writer_waits_total", "Batches held back because PostgreSQL or Kafka was away."
+            "orders_backup_writer_waits_total", "Transactions held back because PostgreSQL or Kafka was away."
         )
         self.order_states = Counter(
             "orders_backup_order_states_published_total", "States published to `order-state`, repeated ones included."
@@ -49,7 +49,7 @@ class Metrics:
         )
         self.batch_seconds = Histogram(
             "orders_backup_writer_batch_seconds",
-            "Time to store one batch; rising values mean the database is the bottleneck.",
+            "Time to store a batch, or half of one under load; rising values mean the database is the bottleneck.",
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
 

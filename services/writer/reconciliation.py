@@ -16,25 +16,29 @@ from services.writer.batch import OrderKey
 from shared.messages import CoveredRange, OrderEvent
 
 # An answer that is wrongly empty must not cost a request for every order that a seller ever had. Those that
-# nobody looked at for the longest time come first: the next listing takes the next ones.
+# nobody looked at for the longest time come first: the next listing takes the next ones, and this one says so.
 _MOST_LOOKS_A_RANGE = 1000
 
 # An order that was looked at since is known better than by the list. A listing that has ended wants nothing more.
 _WANT_UNLISTED = """
 WITH unlisted AS (
-    SELECT o.user_token_id, o.allegro_order_id
+    SELECT o.user_token_id, o.allegro_order_id, count(*) OVER () - $6 AS too_many
       FROM run_windows w
       JOIN sync_history r USING (run_id)
       JOIN orders o ON o.user_token_id = w.user_token_id
      WHERE w.run_id = $1 AND NOT w.finished AND r.completed_at IS NULL AND o.bought_at >= $2 AND o.bought_at < $3
        AND o.gone_at IS NULL AND o.observed_at < $5 AND NOT o.allegro_order_id = ANY($4::text[])
      ORDER BY o.observed_at LIMIT $6
+), wanted AS (
+    INSERT INTO pending_fetches AS p (user_token_id, allegro_order_id, wanted_after, run_ids, next_attempt_at)
+    SELECT user_token_id, allegro_order_id, $5, ARRAY[$1::uuid], now() FROM unlisted ORDER BY allegro_order_id
+    ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
+       SET wanted_after = greatest(p.wanted_after, excluded.wanted_after),
+           run_ids = (SELECT array_agg(DISTINCT run_id) FROM unnest(p.run_ids || excluded.run_ids) AS r (run_id))
 )
-INSERT INTO pending_fetches AS p (user_token_id, allegro_order_id, wanted_after, run_ids, next_attempt_at)
-SELECT user_token_id, allegro_order_id, $5, ARRAY[$1::uuid], now() FROM unlisted ORDER BY allegro_order_id
-ON CONFLICT (user_token_id, allegro_order_id) DO UPDATE
-   SET wanted_after = greatest(p.wanted_after, excluded.wanted_after),
-       run_ids = (SELECT array_agg(DISTINCT run_id) FROM unnest(p.run_ids || excluded.run_ids) AS r (run_id))
+UPDATE sync_history SET orders_unseen = greatest(orders_unseen, beyond.too_many)
+  FROM (SELECT too_many FROM unlisted LIMIT 1) beyond
+ WHERE run_id = $1 AND beyond.too_many > 0
 """
 
 # A merged form has the line items of those that it was made of, and vanishes like them when it is merged again: of all

@@ -212,10 +212,11 @@ UPDATE sync_history r
                           + CASE WHEN r.kind IN ('journal', 'orders') THEN n.looked ELSE 0 END,
        orders_added = r.orders_added + n.added,
        orders_updated = r.orders_updated + n.updated,
+       orders_unseen = r.orders_unseen + n.unseen,
        requests = r.requests + n.requests,
        progress_at = CASE WHEN n.walked + n.looked + n.added + n.updated > 0 THEN now() ELSE r.progress_at END
-  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
-       AS n (run_id, walked, looked, added, updated, requests)
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+       AS n (run_id, walked, looked, added, updated, requests, unseen)
  WHERE r.run_id = n.run_id
    AND (r.completed_at IS NULL
         OR r.status = 'stopped' AND EXISTS (SELECT FROM run_windows w WHERE w.run_id = r.run_id AND NOT w.finished))
@@ -268,10 +269,10 @@ UPDATE run_windows SET finished = true, position = CASE WHEN $2 THEN bought_to E
 FINISH_WALKED_RUNS = """
 WITH ended AS (
     UPDATE sync_history r
-       SET (status, error) = (SELECT CASE WHEN count(*) = 0 THEN 'completed' ELSE 'stalled' END,
-                                     CASE WHEN count(*) > 0 THEN count(*) || ' orders could not be looked at' END
-                                FROM pending_fetches p
-                               WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)),
+       SET (status, error) = (SELECT CASE WHEN n = 0 THEN 'completed' ELSE 'stalled' END,
+                                     CASE WHEN n > 0 THEN n || ' orders could not be looked at' END
+                                FROM (SELECT count(*) + r.orders_unseen AS n FROM pending_fetches p
+                                       WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids)) missed),
            completed_at = now()
       FROM run_windows w
      WHERE r.user_token_id = ANY($1::bigint[]) AND r.completed_at IS NULL AND w.run_id = r.run_id AND w.finished
@@ -304,16 +305,18 @@ SELECT kind, status FROM run
 FINISH_SETTLED_RUNS = """
 WITH ended AS (
     UPDATE sync_history r
-       SET status = 'completed', completed_at = now(), error = NULL
+       SET status = CASE WHEN r.orders_unseen = 0 THEN 'completed' ELSE 'stalled' END,
+           error = CASE WHEN r.orders_unseen > 0 THEN r.orders_unseen || ' orders could not be looked at' END,
+           completed_at = now()
       FROM journal_cursors c
      WHERE r.user_token_id = ANY($1::bigint[]) AND r.completed_at IS NULL AND r.kind IN ('journal', 'orders')
        AND c.user_token_id = r.user_token_id AND (r.last_event_id IS NULL OR c.stored_event_id >= r.last_event_id)
        AND NOT EXISTS (SELECT FROM pending_fetches p
                         WHERE p.user_token_id = r.user_token_id AND r.run_id = ANY(p.run_ids))
-    RETURNING r.task_id, r.kind, r.status
+    RETURNING r.task_id, r.kind, r.status, r.error
 ), tasks AS (
     UPDATE task_history t
-       SET status = 'completed', finished_at = now(), lease_owner = NULL, lease_until = NULL
+       SET status = ended.status, finished_at = now(), error = ended.error, lease_owner = NULL, lease_until = NULL
       FROM ended WHERE t.task_id = ended.task_id
 )
 SELECT kind, status FROM ended

@@ -41,6 +41,7 @@ class RunCounts:
     added: int = 0
     updated: int = 0
     requests: int = 0
+    unseen: int = 0
 
 
 @dataclass(frozen=True)
@@ -316,14 +317,15 @@ class _Transaction:
 
     async def _give_up(self, failures: Sequence[OrderFetchFailed]) -> None:
         if failures:
-            self._count_settled(
-                await self._connection.fetch(
-                    sql.GIVE_UP_FETCHES,
-                    [failure.token_id for failure in failures],
-                    [failure.order_id for failure in failures],
-                    [failure.wanted_after for failure in failures],
-                )
+            rows = await self._connection.fetch(
+                sql.GIVE_UP_FETCHES,
+                [failure.token_id for failure in failures],
+                [failure.order_id for failure in failures],
+                [failure.wanted_after for failure in failures],
             )
+            self._count_settled(rows)
+            for run_id in chain.from_iterable(row["run_ids"] for row in rows):
+                self._runs[run_id].unseen += 1
 
     def _count_settled(self, rows: Sequence[asyncpg.Record]) -> None:
         """A look that was owed to a run of the journal is one order processed by it, one that a listing asked for is
@@ -443,6 +445,7 @@ class _Transaction:
                 [count.added for count in counts.values()],
                 [count.updated for count in counts.values()],
                 [count.requests for count in counts.values()],
+                [count.unseen for count in counts.values()],
             )
             for row in rows:
                 self._changes.pop(row["run_id"], None)

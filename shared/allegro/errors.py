@@ -10,7 +10,7 @@
     ├── CallRefusedError        (TransientError)   any other 4xx: our headers, a gateway, not the order asked for
     ├── AccessDeniedError       (PermanentError)   403: a scope is missing, or the API key is blocked (#11939, #10913)
     ├── OrderNotFoundError      (PermanentError)   404: merged, older than a year, or another seller's
-    ├── RequestRejectedError    (PermanentError)   400, 404, 422 by Allegro itself on an order: no such id can be
+    ├── RequestRejectedError    (PermanentError)   400, 404, 410, 422, 451 by Allegro itself: no such order can be had
     ├── AnswerTooLargeError     (PermanentError)   longer than we read: asking for less may help
     ├── InvalidGrantError       (PermanentError)   the refresh token was not accepted, this time
     ├── UnauthorizedError                          401: refreshing the access token may help
@@ -33,6 +33,14 @@ from shared.logs import scrub
 from shared.request_limits import Endpoint
 
 _MAX_TEXT = 300
+# What Allegro itself says of an order by these will be as true tomorrow.
+_FOR_GOOD = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.GONE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS,
+)
 
 
 class AllegroError(OrdersBackupError):
@@ -166,9 +174,7 @@ def from_answer(
             error = RateLimitedError(text, retry_after=retry_after)
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.TOO_EARLY:
             error = AllegroUnavailableError(text, retry_after=retry_after)
-        case HTTPStatus.BAD_REQUEST | HTTPStatus.NOT_FOUND | HTTPStatus.UNPROCESSABLE_ENTITY if (
-            endpoint == Endpoint.DETAIL.value and _is_from_the_api(body)
-        ):
+        case _ if status in _FOR_GOOD and endpoint == Endpoint.DETAIL.value and _is_from_the_api(body):
             error = RequestRejectedError(text)
         case _ if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
             error = CallRefusedError(text, retry_after=retry_after)

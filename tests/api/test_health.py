@@ -29,6 +29,7 @@ async def _health(settings: ApiSettings, allegro: Allegro) -> tuple[int, dict[st
             found = {name: component["status"] for name, component in answer.json()["components"].items()}
             if found["kafka"] == "ok":
                 return answer.status_code, found
+            await asyncio.sleep(0.1)
 
 
 async def test_it_is_told_before_postgresql_has_ever_answered(settings: ApiSettings, allegro: Allegro) -> None:

@@ -474,6 +474,21 @@ async def test_a_walk_that_was_given_up_waits_for_the_poller(world: World) -> No
     assert world.allegro.pages == 3
 
 
+async def test_what_a_walk_that_was_given_up_has_spent_is_counted_once(world: World) -> None:
+    world.allegro.failing = {1}
+    spent = []
+    for _ in range(2):
+        await world.handler().handle([consumed(WINDOW)])
+        spent.append((await world.run())["requests"])
+    world.allegro.failing = set()
+
+    await world.handler().handle([consumed(WINDOW)])
+
+    run = await world.run()
+    assert spent == [3, 6]
+    assert (run["status"], run["requests"]) == ("completed", 6 + world.allegro.pages - 6)
+
+
 async def test_a_walk_that_is_overtaken_ends_without_a_word(world: World) -> None:
     world.topic.after_page = {1: "UPDATE run_windows SET attempt = attempt + 1"}
 

@@ -11,7 +11,6 @@ from aiokafka import ConsumerRecord
 from services.enricher.live import LiveHandler
 from services.enricher.pages import PagePlaces
 from services.enricher.recent import RecentLooks
-from services.enricher.retry import retry_delay
 from shared.allegro.bodies import FetchedOrder, ListedOrder, OrderPage, listed_order
 from shared.allegro.errors import (
     AccessDeniedError,
@@ -282,22 +281,6 @@ async def test_a_refused_call_is_tried_again_and_sets_nothing_aside(world: World
     assert isinstance(record, OrderFetchFailed)
     assert record.retry_after_seconds is not None
     assert world.published.letters == []
-
-
-async def test_a_call_that_is_refused_for_hours_is_a_dead_letter_in_the_end(world: World) -> None:
-    """Attempts wait ever longer: the twelfth comes seven hours after the first, at least."""
-    world.allegro.failing["o-1"] = CallRefusedError("410: GoneException")
-    looks = [OrderFetch(token_id=1, order_id="o-1", wanted_after=NOON, attempts=number) for number in (10, 11)]
-
-    (eleventh,), letters = await world.handle(looks[0]), list(world.published.letters)
-    (twelfth,) = await world.handle(looks[1])
-
-    assert isinstance(eleventh, OrderFetchFailed)
-    assert isinstance(twelfth, OrderFetchFailed)
-    assert (eleventh.retry_after_seconds is None, letters) == (False, [])
-    assert twelfth.retry_after_seconds is None
-    assert world.published.letters == [(looks[1].encode(), "CallRefusedError", 12)]
-    assert sum((retry_delay(attempts, jitter=0) for attempts in range(1, 12)), timedelta()) > timedelta(hours=7)
 
 
 async def test_an_outage_parks_the_order_with_growing_delays(world: World) -> None:

@@ -1,6 +1,7 @@
 """Migrations on a real PostgreSQL: forward and back with data in the tables, and no drift from the models (F2)."""
 
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -92,3 +93,35 @@ async def test_upgrading_twice_is_harmless(database_url: str) -> None:
     await upgrade(database_url)
 
     assert await current(database_url) == head()
+
+
+async def test_runs_that_are_under_way_during_an_upgrade_keep_what_they_spent(database_url: str) -> None:
+    """0014: the walk goes on from its sum, and one that waits for its looks alone stands at its end."""
+    await fill(database_url)
+    await downgrade(database_url, "0013")
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("UPDATE sync_history SET requests = 7")
+        for number, finished in enumerate((True, False), 1):
+            await connection.execute(
+                "INSERT INTO sync_history (run_id, user_token_id, user_id, kind, requests)"
+                " VALUES ($1, 1, 'x', 'full', 9)",
+                run_id := UUID(int=number),
+            )
+            await connection.execute(
+                "INSERT INTO run_windows (run_id, user_token_id, bought_from, bought_to, position, finished)"
+                " VALUES ($1, 1, '2026-01-01', '2026-02-01', '2026-01-15', $2)",
+                run_id,
+                finished,
+            )
+
+        await upgrade(database_url)
+
+        rows = await connection.fetch(
+            "SELECT r.requests = w.requests, w.position = w.bought_to"
+            "  FROM run_windows w JOIN sync_history r USING (run_id)"
+            " WHERE r.kind = 'full' AND r.requests = 9 ORDER BY run_id"
+        )
+        assert [tuple(row) for row in rows] == [(True, True), (True, False)]
+    finally:
+        await connection.close()

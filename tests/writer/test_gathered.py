@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.writer.gathered import Gathered
-from shared.delivery import next_offsets
 from tests.builders import an_observation, consumed
 
 _KEYS = st.lists(st.one_of(st.none(), st.integers(1, 6).map(lambda number: str(number).encode())), max_size=60)
@@ -37,9 +36,15 @@ def test_every_record_is_in_one_part_in_order_and_with_all_others_of_its_key(
 
 @given(_KEYS)
 def test_the_offset_to_commit_is_that_of_the_last_record_in_whichever_part_it_is(keys: list[bytes | None]) -> None:
-    offsets = next_offsets(gathered(keys).records)
+    assert list(gathered(keys).offsets.values()) == ([len(keys)] if keys else [])
 
-    assert list(offsets.values()) == ([len(keys)] if keys else [])
+
+def test_where_a_log_was_lost_and_began_again_the_last_record_counts_and_not_the_highest_offset() -> None:
+    batch = Gathered(2)
+    for offset in (5000, 5001, 0, 1):
+        batch.add(consumed(b"x", key=str(offset % 2).encode(), offset=offset), dead_letter_topic="dead")
+
+    assert list(batch.offsets.values()) == [2]
 
 
 def test_the_parts_are_of_one_size_where_sellers_let_them_be() -> None:

@@ -141,11 +141,17 @@ class TestUnlistedOrders:
         assert await owed(pool) == []
 
     async def test_a_wrongly_empty_list_costs_a_bounded_number_of_looks(self, pool: asyncpg.Pool) -> None:
-        await store(pool, *(an_observation(order_id=f"o-{number}") for number in range(1_001)))
+        """And the run says that it is not complete, however often the page comes."""
+        await store(pool, *(an_observation(order_id=f"o-{number}") for number in range(1_003)))
 
         await store(pool, page())
+        await store(pool, page())
+        wanted = await owed(pool)
+        await store(pool, *(gone(order_id) for order_id in wanted), end(0))
 
-        assert len(await owed(pool)) == 1_000
+        assert len(wanted) == 1_000
+        run = await the_run(pool)
+        assert (run["status"], run["error"]) == ("stalled", "3 orders could not be looked at")
 
 
 class TestTheRun:
@@ -183,6 +189,21 @@ class TestTheRun:
         run = await the_run(pool)
         assert (run["status"], run["error"]) == ("stalled", "1 orders could not be looked at")
         assert await pool.fetchval("SELECT position = bought_to FROM run_windows")
+
+    @pytest.mark.parametrize("kind", ["reconcile", "orders"])
+    async def test_a_look_that_became_a_dead_letter_is_not_forgotten(self, pool: asyncpg.Pool, kind: str) -> None:
+        await store(pool, an_observation(order_id="a"), an_observation(order_id="b"))
+        await store(pool, page())
+        await pool.execute("UPDATE sync_history SET kind = $1", kind)
+
+        for_good = a_failure("a").model_copy(update={"retry_after_seconds": None})
+        await store(pool, for_good, gone("b"), end(0))
+        await store(pool, for_good)
+
+        run = await the_run(pool)
+        assert (run["status"], run["error"]) == ("stalled", "1 orders could not be looked at")
+        assert run["orders_unseen"] == 1
+        assert tuple(await pool.fetchrow("SELECT status, error FROM task_history")) == (run["status"], run["error"])
 
     async def test_it_has_spent_what_its_walk_and_its_looks_have(self, pool: asyncpg.Pool) -> None:
         """However often the walk tells its own sum, before the looks and after them."""

@@ -103,7 +103,7 @@ class Reconciliation(BaseModel):
     started_at: datetime
     completed_at: datetime | None = Field(description="null: it goes on, and may find more")
     orders_compared: int = Field(description="orders that the listing showed; looks at others come on top")
-    requests: int = Field(description="pages that were asked for")
+    requests: int = Field(description="for pages of the list, and for orders that it did not show")
     findings: Findings
     causes: Causes
     error: str | None

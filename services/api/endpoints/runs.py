@@ -29,7 +29,7 @@ SELECT r.run_id, r.task_id, r.kind, r.status, r.window_from, r.window_to, r.star
             WHERE f.user_token_id = r.user_token_id AND r.run_id = ANY(f.run_ids)
        ) ELSE r.orders_expected END AS orders_expected,
        r.orders_processed, r.orders_added, r.orders_updated, r.events_stored, r.requests, r.error,
-       w.position AS walked_to
+       least(w.position, coalesce(r.completed_at, now())) AS walked_to, r.orders_unseen
   FROM sync_history r LEFT JOIN run_windows w USING (run_id)
 """
 
@@ -73,6 +73,7 @@ class Run(BaseModel):
                 "orders_added": 8120,
                 "orders_updated": 0,
                 "events_stored": 0,
+                "orders_unseen": 0,
                 "requests": 84,
                 "progress": 0.398,
                 "error": None,
@@ -95,9 +96,10 @@ class Run(BaseModel):
     orders_added: int
     orders_updated: int
     events_stored: int
-    requests: int = Field(
-        description="to Allegro, where they led to something stored; of a listing: the pages that were asked for"
+    orders_unseen: int = Field(
+        description="orders that it was to look at and does not: they became dead letters, or were too many at a time"
     )
+    requests: int = Field(description="to Allegro: for pages of a list or of the journal, and for single orders")
     progress: float | None = Field(description="0 to 1, where it is known")
     error: str | None
 
