@@ -1,0 +1,90 @@
+"""Answers of any size over real connections: no more is read than what can be held (P10)."""
+
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from shared.allegro.errors import AnswerTooLargeError
+from shared.allegro.http import MAX_ANSWER_BYTES, open_http
+from tests.shared.allegro.builders import settings
+
+CHUNK = b"x" * (1 << 20)
+SIZE = 70 * len(CHUNK)
+
+
+class Server:
+    """Sends a body of 70 MB to whoever asks, and counts what was taken of it."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.status = 200
+
+    async def long(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(status=self.status)
+        await answer.prepare(request)
+        while self.sent < SIZE:
+            await answer.write(CHUNK)
+            self.sent += len(CHUNK)
+        return answer
+
+    async def packed(self, request: web.Request) -> web.StreamResponse:
+        """Seventy kilobytes that unpack to as many megabytes, for whoever says that it unpacks."""
+        assert "gzip" in request.headers.get("Accept-Encoding", "")
+        return web.Response(body=gzip.compress(bytes(SIZE)), headers={"Content-Encoding": "gzip"})
+
+    async def exact(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * int(request.query["size"]))
+
+
+@pytest.fixture
+async def server() -> Server:
+    return Server()
+
+
+@asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_get("/long", server.long)
+    app.router.add_get("/packed", server.packed)
+    app.router.add_get("/exact", server.exact)
+    async with TestServer(app, host="127.0.0.1") as running:
+        yield str(running.make_url("/")).rstrip("/")
+
+
+async def test_of_a_body_that_does_not_end_no_more_is_read_than_can_be_held(server: Server) -> None:
+    async with serving(server) as url, open_http(settings(url)) as http:
+        with pytest.raises(AnswerTooLargeError, match=str(MAX_ANSWER_BYTES)):
+            await http.request("GET", f"{url}/long")
+        answer = await http.request("GET", f"{url}/exact", params={"size": "3"})
+
+    assert MAX_ANSWER_BYTES < server.sent < SIZE
+    assert answer.body == b"xxx"
+
+
+async def test_a_small_body_that_unpacks_to_a_large_one_is_not_held_either(server: Server) -> None:
+    async with serving(server) as url, open_http(settings(url)) as http:
+        with pytest.raises(AnswerTooLargeError):
+            await http.request("GET", f"{url}/packed")
+
+
+@pytest.mark.parametrize(("size", "fits"), [(99, True), (100, True), (101, False)])
+async def test_a_body_of_just_the_size_that_is_read_is_whole(server: Server, size: int, fits: bool) -> None:
+    async with serving(server) as url, open_http(settings(url)) as http:
+        if fits:
+            answer = await http.request("GET", f"{url}/exact", params={"size": str(size)}, max_bytes=100)
+            assert len(answer.body) == size
+        else:
+            with pytest.raises(AnswerTooLargeError):
+                await http.request("GET", f"{url}/exact", params={"size": str(size)}, max_bytes=100)
+
+
+async def test_of_a_refusal_with_a_large_body_the_status_is_known(server: Server) -> None:
+    server.status = 503
+    async with serving(server) as url, open_http(settings(url)) as http:
+        answer = await http.request("GET", f"{url}/long")
+
+    assert (answer.status, answer.body) == (503, b"")
