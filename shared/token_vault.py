@@ -288,6 +288,7 @@ class TokenVault:
         _check_usable(exchange.token_id, row, force=exchange.force)
         generation: int = row["generation"]
         if generation > exchange.seen_generation:
+            metrics.refreshes.labels("joined").inc()
             return generation
         if row["refresh_failures"] and row["refresh_in"] > timedelta(0) and not exchange.force:
             return AllegroUnavailableError(

@@ -1,6 +1,7 @@
 """Does to a running stack what the plan says, and notes when each fault began and ended."""
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -43,10 +44,11 @@ _LOOK_SECONDS = 0.25
 _POLL_MS = 250
 # A replica that stands still does not answer, and others wait for it no longer.
 _ANSWER_SECONDS = 10.0
+_JOINED = re.compile(r'orders_backup_token_refreshes_total\{outcome="joined"\} (\S+)')
 _PARTITIONS = 12
 
 
-_AWAY = (KafkaError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (KafkaError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, httpx.HTTPError)
 _Answer = TypeVar("_Answer")
 
 
@@ -408,7 +410,7 @@ class Injector:
     async def _clash_refreshes(self, injected: Injected) -> None:
         """End all access tokens, and ask every replica of the API for a refresh of every token at once."""
         urls = [self._stack.url(name) for name in replicas_of("api")]
-        pairs = await self._pairs()
+        pairs, joined = await self._pairs(), await self._joined(urls)
         await self._control.expire_access()
         async with httpx.AsyncClient(timeout=_ANSWER_SECONDS) as http:
             # What they answer is of no matter here: that no token dies of it is checked at the end.
@@ -424,9 +426,23 @@ class Injector:
         answered = [answer for answer in answers if isinstance(answer, httpx.Response)]
         replicas = len({answer.url.port for answer in answered})
         new = await self._pairs() - pairs
-        injected.effect = f"{replicas} replicas gave {len(answered)} answers and took {new} new pairs"
-        if replicas < len(urls) or not new:
+        met = await self._joined(urls) - joined
+        injected.effect = (
+            f"{replicas} replicas gave {len(answered)} answers and took {new} new pairs; {met} times one found"
+            " that another had been quicker"
+        )
+        if replicas < len(urls) or not new or not met:
             injected.in_vain = f"nothing clashed: {injected.effect}"
+
+    async def _joined(self, urls: Sequence[str]) -> int:
+        """How often a refresh waited for another process's and took its pair."""
+
+        async def ask() -> int:
+            async with httpx.AsyncClient(timeout=_ANSWER_SECONDS) as http:
+                told = [(await http.get(f"{url}/metrics")).raise_for_status().text for url in urls]
+            return sum(int(float(value)) for text in told for value in _JOINED.findall(text))
+
+        return await self._patiently(ask, "counting refreshes that met")
 
     async def _pairs(self) -> int:
         """Pairs of tokens that were ever stored."""
