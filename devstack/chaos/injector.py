@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import asyncpg
 import httpx
 import psutil
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
@@ -22,6 +23,7 @@ from devstack.allegro import Control
 from devstack.canary import Scanner, look_through_topics
 from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, survivors
 from devstack.chaos.plan import Injection, Kind, replicas_of
+from devstack.chaos.spoiled import spoiled_records
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
 from devstack.stack import Stack
@@ -109,6 +111,8 @@ class Injector:
         self.left_out = 0
         self.down: set[str] = set()
         """Replicas that do not run because we stopped them."""
+        self.spoiled: set[bytes] = set()
+        """Records that have to be dead letters, and nothing else."""
         self.unclean_ends: list[str] = []
         """Services that were asked to end, and did not do so by themselves or not well."""
 
@@ -136,6 +140,7 @@ class Injector:
             Kind.BROKER_WIPE: self._wipe_broker,
             Kind.TOPICS: self._create_topics_again,
             Kind.OFFSETS: self._reset_offsets,
+            Kind.SPOILED: self._spoil_topics,
             Kind.REFRESHES: self._clash_refreshes,
             Kind.ALLEGRO_AWAY: self._take_allegro_away,
         }
@@ -406,6 +411,37 @@ class Injector:
                 await consumer.commit(dict.fromkeys(partitions, 0))
             finally:
                 await consumer.stop()
+
+    async def _spoil_topics(self, injected: Injected) -> None:
+        """Put records that nobody can read among the others; the broker is spared until they are dead letters."""
+        records = list(spoiled_records(self._topics, uuid4().hex))
+        producer = AIOKafkaProducer(bootstrap_servers=self._stack.broker.bootstrap_servers)
+
+        async def send() -> None:
+            for topic, key, value in records:
+                await producer.send_and_wait(topic, value, key)
+
+        await producer.start()
+        try:
+            await self._patiently(send, "spoiling topics")
+        finally:
+            await producer.stop()
+        values = [value for _, _, value in records]
+        self.spoiled |= set(values)
+        found, deadline = 0, time.monotonic() + _PATIENCE_SECONDS
+        while found < len(values) and time.monotonic() < deadline:
+            found = await self._patiently(lambda: self._dead_letters_of(values), "counting dead letters")
+            await asyncio.sleep(_LOOK_SECONDS)
+        injected.effect = f"{found} of {len(values)} records are dead letters"
+        if found < len(values):
+            injected.in_vain = injected.effect
+
+    async def _dead_letters_of(self, values: Sequence[bytes]) -> int:
+        async with self._stack.connection() as database:
+            count: int = await database.fetchval(
+                "SELECT count(DISTINCT value) FROM dead_letters WHERE value = ANY($1)", values
+            )
+            return count
 
     async def _clash_refreshes(self, injected: Injected) -> None:
         """End all access tokens, and ask every replica of the API for a refresh of every token at once."""

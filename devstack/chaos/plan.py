@@ -39,6 +39,7 @@ class Kind(StrEnum):
     BROKER_WIPE = "loss of the broker's data"
     TOPICS = "topics deleted and created again"
     OFFSETS = "offsets of a group reset to the beginning"
+    SPOILED = "records that nobody can read"
     REFRESHES = "access tokens ended, refreshes clash"
     ALLEGRO_AWAY = "Allegro in maintenance"
 
@@ -46,9 +47,9 @@ class Kind(StrEnum):
 _OF_A_REPLICA = (Kind.KILL, Kind.RESTART, Kind.PAUSE, Kind.CLOCK)
 _OF_SERVERS = (
     *(Kind.POSTGRES_FAST, Kind.POSTGRES_IMMEDIATE, Kind.BROKER_RESTART, Kind.BROKER_WIPE, Kind.TOPICS),
-    *(Kind.REFRESHES, Kind.ALLEGRO_AWAY),
+    *(Kind.SPOILED, Kind.REFRESHES, Kind.ALLEGRO_AWAY),
 )
-_OF_THE_BROKER = (Kind.BROKER_RESTART, Kind.BROKER_WIPE, Kind.TOPICS, Kind.OFFSETS)
+_OF_THE_BROKER = (Kind.BROKER_RESTART, Kind.BROKER_WIPE, Kind.TOPICS, Kind.OFFSETS, Kind.SPOILED)
 CONSUMERS = ("enricher", "writer")
 # What is done before the target is itself again, besides the time that the fault is to last: an estimate, which keeps
 # the plan near to what happens. What really keeps two faults apart are the injector's locks.

@@ -424,6 +424,7 @@ class Chaos:
             checks["rows that went back"] = await violations(database)
             checks["stuck"] = await verdict.stuck(database)
             checks |= await verdict.wrong_rows(database)
+            checks["dead letters"] = await verdict.dead_letters(database, injector.spoiled)
             found, checks["events without a look"] = await verdict.waits(database)
             report.waits = sorted(wait.seconds for wait in found if wait.visible >= self._began_us)
             verdict.note_recovery(injector.done, found)

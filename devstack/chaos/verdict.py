@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
@@ -86,7 +86,13 @@ _TOKENS = """
 SELECT format('token %s is %s: %s', id, status, status_reason) FROM user_tokens WHERE status <> 'active'
 """
 
-_DEAD_LETTERS = "SELECT format('dead letter of %s on %s: %s', service, topic, error) FROM dead_letters"
+_DEAD_LETTERS = """
+SELECT format('dead letter of %s on %s: %s', service, topic, error) FROM dead_letters
+ WHERE value IS NULL OR value <> ALL($1::bytea[])
+ UNION ALL
+SELECT format('no dead letter of %s', encode(substr(s.value, 1, 100), 'escape')) FROM unnest($1::bytea[]) AS s (value)
+ WHERE NOT EXISTS (SELECT FROM dead_letters d WHERE d.value = s.value)
+"""
 
 _OUTBOX = """
 SELECT format('%s states wait to be published', count(*)) FROM order_state_outbox HAVING count(*) > 0
@@ -104,11 +110,15 @@ async def wrong_rows(connection: asyncpg.Connection) -> dict[str, list[str]]:
     for name, question in (
         ("counters", _COUNTERS),
         ("tokens", _TOKENS),
-        ("dead letters", _DEAD_LETTERS),
         ("outbox", _OUTBOX),
     ):
         found[name] = [row[0] for row in await connection.fetch(question)]
     return found
+
+
+async def dead_letters(connection: asyncpg.Connection, spoiled: Collection[bytes]) -> list[str]:
+    """Dead letters of anything but these records, and those of them that are none."""
+    return [row[0] for row in await connection.fetch(_DEAD_LETTERS, list(spoiled))]
 
 
 def may_differ(line: Mapping[str, Any], covered_event_id: int) -> bool:

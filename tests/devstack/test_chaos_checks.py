@@ -12,10 +12,13 @@ from rich.console import Console
 from devstack.chaos import run, verdict
 from devstack.chaos.injector import Injected
 from devstack.chaos.plan import Injection, Kind
+from devstack.chaos.spoiled import spoiled_records
 from devstack.chaos.states import differences
 from devstack.chaos.watch import Life, violations, watch_rows
 from shared.clock import to_event_id
 from shared.database import open_pool
+from shared.messages import UnreadableRecordError, decode
+from shared.topics import Topics
 from tests.builders import A_RUN, AN_ORDER, NOON, a_run, a_token, after
 
 _INTEGRATION = pytest.mark.integration
@@ -187,21 +190,44 @@ async def test_sums_that_do_not_agree_with_the_tables_are_found(
 
 
 @_INTEGRATION
-async def test_dead_letters_and_unpublished_states_are_found(pool: asyncpg.Pool, database: asyncpg.Connection) -> None:
+async def test_unpublished_states_are_found(pool: asyncpg.Pool, database: asyncpg.Connection) -> None:
     token = await a_token(pool)
     await database.execute("DELETE FROM order_state_outbox")
-    found = await verdict.wrong_rows(database)
-    assert (found["dead letters"], found["outbox"]) == ([], [])
+    assert (await verdict.wrong_rows(database))["outbox"] == []
 
     await database.execute("INSERT INTO order_state_outbox (user_token_id, allegro_order_id) VALUES ($1, 'a')", token)
-    await database.execute(
-        'INSERT INTO dead_letters (service, topic, partition, "offset", digest, error_type, error)'
-        " VALUES ('writer', 'orders', 0, 0, '', 'ValueError', 'why')"
-    )
 
-    found = await verdict.wrong_rows(database)
-    assert found["outbox"] == ["1 states wait to be published"]
-    assert found["dead letters"] == ["dead letter of writer on orders: why"]
+    assert (await verdict.wrong_rows(database))["outbox"] == ["1 states wait to be published"]
+
+
+@_INTEGRATION
+async def test_dead_letters_are_those_of_spoiled_records_and_no_others(database: asyncpg.Connection) -> None:
+    assert await verdict.dead_letters(database, []) == []
+    assert await verdict.dead_letters(database, [b"spoiled"]) == ["no dead letter of spoiled"]
+
+    for number, value in enumerate((b"spoiled", b"sound", None)):
+        await database.execute(
+            'INSERT INTO dead_letters (service, topic, partition, "offset", value, digest, error_type, error)'
+            " VALUES ('writer', 'orders', 0, $1, $2, '', 'ValueError', $3)",
+            number,
+            value,
+            f"why {number}",
+        )
+
+    assert sorted(await verdict.dead_letters(database, [b"spoiled"])) == [
+        "dead letter of writer on orders: why 1",
+        "dead letter of writer on orders: why 2",
+    ]
+
+
+def test_spoiled_records_differ_from_each_other_and_from_those_before() -> None:
+    topics = Topics()
+    values = [value for tag in ("one", "two") for _, _, value in spoiled_records(topics, tag)]
+
+    assert len(set(values)) == len(values) == 64
+    for value in values:
+        with pytest.raises(UnreadableRecordError):
+            decode(value)
 
 
 A_LISTING = {"user_id": "shop-1", "orders_processed": 5, "orders_added": 1, "orders_updated": 2, "status": "completed"}
