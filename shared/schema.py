@@ -270,6 +270,13 @@ order_state_topic = Table(
         server_default=text("0"),
         comment="orders.id up to which every state was published again; null: all of them",
     ),
+    Column(
+        "is_torn",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="some of what was published cannot be read: once all is published, all is published again",
+    ),
     CheckConstraint("is_only_row", name="is_only_row"),
 )
 

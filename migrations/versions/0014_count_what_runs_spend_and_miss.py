@@ -4,7 +4,8 @@ A run of a list has spent the requests of its walk and those of the looks that i
 again and again: what it has told is kept, so that the rest is not lost in it. A walk that has shown everything up to
 the end of its window stands there. And orders that a run was to look at and never will are counted.
 
-Of the schedules that are due, those of sellers that fail are found by an index of their own.
+Of the schedules that are due, those of sellers that fail are found by an index of their own. And that a topic of states
+is torn is remembered.
 
 Revision ID: 0014
 Revises: 0013
@@ -49,6 +50,16 @@ def upgrade() -> None:
             comment="orders that it was to look at and does not: dead letters, or too many at a time",
         ),
     )
+    op.add_column(
+        "order_state_topic",
+        sa.Column(
+            "is_torn",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="some of what was published cannot be read: once all is published, all is published again",
+        ),
+    )
     op.drop_index("ix_active_sync_schedules_next_run", table_name="active_sync_schedules")
     for name, condition in (("well", "consecutive_failures = 0"), ("failing", "consecutive_failures > 0")):
         op.create_index(
@@ -68,5 +79,6 @@ def downgrade() -> None:
         ["next_run"],
         postgresql_where=sa.text("status = 'active'"),
     )
+    op.drop_column("order_state_topic", "is_torn")
     op.drop_column("sync_history", "orders_unseen")
     op.drop_column("run_windows", "requests")

@@ -13,7 +13,7 @@ was on its way is lost then, too: looks that are owed become due at once, and bu
 A topic may be torn. The embedded broker (Tansu 0.6) takes records for a partition that it is about to create, sets its
 end back to 0, refuses what comes next as an unknown error (an object of that offset exists), and puts what comes then
 among the first ones, where no reader finds it. An unknown error is therefore followed by another publication of all,
-which comes to lie behind all that.
+which comes to lie behind all that; PostgreSQL remembers it, since this process may end before.
 """
 
 import asyncio
@@ -75,9 +75,12 @@ INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT * FROM u
 # A republication that was asked for meanwhile has set the place back, and counts.
 _MOVE = "UPDATE order_state_topic SET republish_after = $2 WHERE republish_after = $1"
 
-_TOPIC = "SELECT generation, republish_after FROM order_state_topic"
+_TOPIC = "SELECT generation, republish_after, is_torn FROM order_state_topic"
 
-_AGAIN = "UPDATE order_state_topic SET republish_after = 0 WHERE republish_after IS NULL"
+# What was published may lie where no reader finds it: when all is published, all is published once more.
+_TORN = "UPDATE order_state_topic SET is_torn = true"
+
+_AGAIN = "UPDATE order_state_topic SET republish_after = 0, is_torn = false"
 
 _NEW_GENERATION = "UPDATE order_state_topic SET generation = $1, republish_after = 0"
 
@@ -157,8 +160,8 @@ class OrderStates:
         self._renew_at = monotonic() + _RENEW_MARKER_SECONDS
         self._doubtful: set[tuple[int, str]] = set()
         """Orders whose publication may be on its way, by a transaction that did not end well."""
-        self._is_torn = False
-        """What was published may lie where no reader finds it: when all is published, all is published once more."""
+        self._saw_a_tear = False
+        """Kafka answered with an unknown error, which PostgreSQL does not know yet."""
 
     async def check_topic(self) -> None:
         """Begin to publish everything again if the topic is not the one that was filled."""
@@ -199,16 +202,25 @@ class OrderStates:
             raise
 
     async def _turn(self) -> bool:
+        try:
+            return await self._publish_next()
+        finally:
+            if self._saw_a_tear:
+                await self._pool.execute(_TORN)
+                self._saw_a_tear = False
+
+    async def _publish_next(self) -> bool:
         async with self._alone() as connection:
             if self._doubtful:
                 doubtful = sorted(self._doubtful)
                 await connection.execute(_NOTE, [token for token, _ in doubtful], [order for _, order in doubtful])
             changed = await connection.fetch(_CHANGED, BATCH_ORDERS)
             self._metrics.order_state_lag.set(max((row["waited"] for row in changed), default=0))
-            place = (await connection.fetchrow(_TOPIC))["republish_after"]
-            if place is None and self._is_torn:
+            topic = await connection.fetchrow(_TOPIC)
+            place = topic["republish_after"]
+            if place is None and topic["is_torn"]:
                 await connection.execute(_AGAIN)
-                self._is_torn, place = False, 0
+                place = 0
             again = [] if place is None else await connection.fetch(_AFTER, place, BATCH_ORDERS)
             await self._publish([*changed, *again])
             notes = [note for row in changed for note in row["ids"]]
@@ -238,7 +250,7 @@ class OrderStates:
             try:
                 await self._producer.publish_all(self._topic, fitting)
             except PublishFailedError as error:
-                self._is_torn = self._is_torn or isinstance(error.__cause__, UnknownError)
+                self._saw_a_tear = self._saw_a_tear or isinstance(error.__cause__, UnknownError)
                 raise
             self._metrics.order_states.inc(len(fitting))
 

@@ -293,8 +293,9 @@ async def produce_before_it_exists(broker: Tansu, topic: str, keys: Sequence[str
     assert answer.topics[0][1][0][1] == 0, "taken"
 
 
+@pytest.mark.parametrize("restarts", [False, True], ids=["one process", "a new one after each failure"])
 async def test_a_torn_topic_shows_the_latest_state_of_every_order(
-    pool: asyncpg.Pool, metrics: Metrics, tmp_path: Path
+    pool: asyncpg.Pool, metrics: Metrics, tmp_path: Path, restarts: bool
 ) -> None:
     """Records of before the topic was created hide those that come next (Tansu 0.6)."""
     broker, topics = Tansu(tmp_path), Topics()
@@ -311,6 +312,8 @@ async def test_a_torn_topic_shows_the_latest_state_of_every_order(
                     await publish_everything(states)
                 except PublishFailedError:
                     failures += 1
+                    if restarts:
+                        states = OrderStates(pool, producer, settings, metrics)
             latest = await latest_states(broker.bootstrap_servers, topics.order_state)
 
     assert failures, "Tansu is mended: `OrderStates` needs no second publication any more"
