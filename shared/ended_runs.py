@@ -10,8 +10,7 @@ from prometheus_client import Counter
 
 ENDED_RUNS = Counter(
     "orders_backup_runs_ended_total",
-    "Runs that have ended, by kind and outcome: completed, stopped, failed, or stalled, which listed fewer orders than"
-    " Allegro counts.",
+    "Runs that have ended, by kind and outcome: completed, stopped, failed, or stalled, which left orders out.",
     ["kind", "outcome"],
 )
 

@@ -384,7 +384,7 @@ sync_history = Table(
         BigInteger,
         nullable=False,
         server_default=text("0"),
-        comment="orders that it was to look at and does not: dead letters, or too many at a time",
+        comment="so many orders at least it was to look at and cannot: dead letters, or too many at a time",
     ),
     Column("error", Text),
     CheckConstraint("kind IN ('initial', 'full', 'manual', 'journal', 'orders', 'reconcile')", name="kind"),

@@ -53,7 +53,14 @@ _OF_THE_BROKER = (Kind.BROKER_RESTART, Kind.BROKER_WIPE, Kind.TOPICS, Kind.OFFSE
 CONSUMERS = ("enricher", "writer")
 # What is done before the target is itself again, besides the time that the fault is to last: an estimate, which keeps
 # the plan near to what happens. What really keeps two faults apart are the injector's locks.
-_TAKES_SECONDS = {Kind.KILL: 3.0, Kind.RESTART: 6.0, Kind.CLOCK: 6.0, Kind.OFFSETS: 12.0, Kind.TOPICS: 3.0}
+_TAKES_SECONDS = {
+    Kind.KILL: 3.0,
+    Kind.RESTART: 6.0,
+    Kind.CLOCK: 6.0,
+    Kind.OFFSETS: 12.0,
+    Kind.TOPICS: 3.0,
+    Kind.SPOILED: 10.0,
+}
 
 
 @dataclass(frozen=True)

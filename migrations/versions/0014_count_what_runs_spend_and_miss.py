@@ -47,7 +47,7 @@ def upgrade() -> None:
             sa.BigInteger(),
             server_default=sa.text("0"),
             nullable=False,
-            comment="orders that it was to look at and does not: dead letters, or too many at a time",
+            comment="so many orders at least it was to look at and cannot: dead letters, or too many at a time",
         ),
     )
     op.add_column(

@@ -168,7 +168,7 @@ def retry_delay(failures: int, interval: timedelta, asked: timedelta | None, *, 
 class JournalPoller:
     """Looks into the journals that are due; each look has a slot of its own, so that a slow seller delays nobody.
 
-    Half of the slots are never held by sellers whose last look failed, so that many slow ones delay nobody either (E3).
+    Half of the slots are never held by sellers whose last look failed, however many they are (E3).
     """
 
     def __init__(

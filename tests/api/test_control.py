@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -164,6 +164,21 @@ class TestTasks:
         everything = await start(api, kind="full")
 
         assert [task["joined"] for task in (before, beyond, until_now, everything)] == [True, False, False, False]
+
+    async def test_a_run_says_how_far_its_walk_has_come_and_only_that(
+        self, api: httpx.AsyncClient, pool: asyncpg.Pool
+    ) -> None:
+        """A walk that has ended stands at the end of its window, minutes ahead; a reading of the journal walks nowhere."""
+        await a_connected_seller(api)
+        await a_listing_that_runs(api, pool)
+        await pool.execute("UPDATE run_windows SET position = bought_to")
+        await a_run_of(pool, await start(api, kind="journal", **{"from": "2026-01-08T00:00:00Z"}))
+
+        runs = (await api.get("/api/v1/sync/history/shop-1")).json()["items"]
+
+        walked = {run["kind"]: run["walked_to"] for run in runs}
+        assert walked["journal"] is None
+        assert datetime.now(UTC) - timedelta(minutes=1) < datetime.fromisoformat(walked["full"]) < datetime.now(UTC)
 
     async def test_orders_join_a_task_that_asks_for_all_of_them(self, api: httpx.AsyncClient) -> None:
         await a_connected_seller(api)

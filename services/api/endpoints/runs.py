@@ -29,7 +29,8 @@ SELECT r.run_id, r.task_id, r.kind, r.status, r.window_from, r.window_to, r.star
             WHERE f.user_token_id = r.user_token_id AND r.run_id = ANY(f.run_ids)
        ) ELSE r.orders_expected END AS orders_expected,
        r.orders_processed, r.orders_added, r.orders_updated, r.events_stored, r.requests, r.error,
-       least(w.position, coalesce(r.completed_at, now())) AS walked_to, r.orders_unseen
+       CASE WHEN w.position IS NOT NULL THEN least(w.position, coalesce(r.completed_at, now())) END AS walked_to,
+       r.orders_unseen
   FROM sync_history r LEFT JOIN run_windows w USING (run_id)
 """
 
@@ -97,7 +98,8 @@ class Run(BaseModel):
     orders_updated: int
     events_stored: int
     orders_unseen: int = Field(
-        description="orders that it was to look at and does not: they became dead letters, or were too many at a time"
+        description="so many orders at least it was to look at and cannot: Allegro refuses them, they are too large for"
+        " Kafka, or there were too many at a time"
     )
     requests: int = Field(description="to Allegro: for pages of a list or of the journal, and for single orders")
     progress: float | None = Field(description="0 to 1, where it is known")

@@ -13,11 +13,11 @@ from shared.allegro.http import MAX_ANSWER_BYTES, open_http
 from tests.shared.allegro.builders import settings
 
 CHUNK = b"x" * (1 << 20)
-SIZE = 70 * len(CHUNK)
+SIZE = 128 * len(CHUNK)
 
 
 class Server:
-    """Sends a body of 70 MB to whoever asks, and counts what was taken of it."""
+    """Sends a body of 128 MB to whoever asks, and counts what was taken of it."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -32,7 +32,7 @@ class Server:
         return answer
 
     async def packed(self, request: web.Request) -> web.StreamResponse:
-        """Seventy kilobytes that unpack to as many megabytes, for whoever says that it unpacks."""
+        """A hundred kilobytes that unpack to as many megabytes, for whoever says that it unpacks."""
         assert "gzip" in request.headers.get("Accept-Encoding", "")
         return web.Response(body=gzip.compress(bytes(SIZE)), headers={"Content-Encoding": "gzip"})
 
