@@ -168,7 +168,7 @@ class TestTasks:
     async def test_a_run_says_how_far_its_walk_has_come_and_only_that(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:
-        """A walk that has ended stands at the end of its window, minutes ahead; a reading of the journal walks nowhere."""
+        """An ended walk stands at the end of its window, minutes ahead; a reading of the journal walks nowhere."""
         await a_connected_seller(api)
         await a_listing_that_runs(api, pool)
         await pool.execute("UPDATE run_windows SET position = bought_to")
