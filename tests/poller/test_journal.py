@@ -246,6 +246,15 @@ async def test_a_busy_journal_does_not_hide_that_its_cursor_stands_still(world: 
     assert await world.pool.fetchval("SELECT count(*) FROM order_events") == 5
 
 
+async def until_another_is_read(world: World, replica: Replica) -> None:
+    """Look for journals that are due, until one of them is asked for."""
+    reached = asyncio.Event()
+    world.allegro.on_read = reached.set
+    await replica.poller.turn()
+    async with asyncio.timeout(10):
+        await reached.wait()
+
+
 async def test_a_slow_seller_delays_nobody(world: World) -> None:
     """Its look hangs; the other token is looked at by the same process meanwhile (E3)."""
     other = await a_token(world.pool, user_id="shop-2")
@@ -255,12 +264,8 @@ async def test_a_slow_seller_delays_nobody(world: World) -> None:
     async with replica.slots:
         await replica.poller.turn()
         await a_schedule(world.pool, other)
-        reached = asyncio.Event()
-        world.allegro.on_read = reached.set
 
-        await replica.poller.turn()
-        async with asyncio.timeout(10):
-            await reached.wait()
+        await until_another_is_read(world, replica)
 
     assert [token_id for token_id, _ in world.allegro.reads][1] == other
 
@@ -281,12 +286,8 @@ async def test_many_sellers_whose_calls_hang_leave_half_of_the_slots_to_others(w
             await asyncio.sleep(0.01)
         well = await a_token(world.pool, user_id="well")
         await a_schedule(world.pool, well)
-        reached = asyncio.Event()
-        world.allegro.on_read = reached.set
 
-        await replica.poller.turn()
-        async with asyncio.timeout(10):
-            await reached.wait()
+        await until_another_is_read(world, replica)
         held = [token_id for token_id, _ in world.allegro.reads[:2]]
         hanging.set()
         await replica.slots.idle()
