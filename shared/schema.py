@@ -271,11 +271,11 @@ order_state_topic = Table(
         comment="orders.id up to which every state was published again; null: all of them",
     ),
     Column(
-        "is_torn",
-        Boolean,
+        "passes_left",
+        Integer,
         nullable=False,
-        server_default=text("false"),
-        comment="some of what was published cannot be read: once all is published, all is published again",
+        server_default=text("0"),
+        comment="so often all is published again after this time: some of it may lie where nobody can read it",
     ),
     CheckConstraint("is_only_row", name="is_only_row"),
 )

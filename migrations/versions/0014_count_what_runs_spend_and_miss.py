@@ -4,8 +4,8 @@ A run of a list has spent the requests of its walk and those of the looks that i
 again and again: what it has told is kept, so that the rest is not lost in it. A walk that has shown everything up to
 the end of its window stands there. And orders that a run was to look at and never will are counted.
 
-Of the schedules that are due, those of sellers that fail are found by an index of their own. And that a topic of states
-is torn is remembered.
+Of the schedules that are due, those of sellers that fail are found by an index of their own. And how
+often the topic of states is to be filled again is remembered.
 
 Revision ID: 0014
 Revises: 0013
@@ -39,10 +39,10 @@ _COLUMNS: tuple[tuple[str, str, sa.types.TypeEngine[Any], str, str], ...] = (
     ),
     (
         "order_state_topic",
-        "is_torn",
-        sa.Boolean(),
-        "false",
-        "some of what was published cannot be read: once all is published, all is published again",
+        "passes_left",
+        sa.Integer(),
+        "0",
+        "so often all is published again after this time: some of it may lie where nobody can read it",
     ),
 )
 

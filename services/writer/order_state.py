@@ -12,8 +12,9 @@ was on its way is lost then, too: looks that are owed become due at once, and bu
 
 A topic may be torn. The embedded broker (Tansu 0.6) takes records for a partition that it is about to create, sets its
 end back to 0, refuses what comes next as an unknown error (an object of that offset exists), and puts what comes then
-among the first ones, where no reader finds it. An unknown error is therefore followed by another publication of all,
-which comes to lie behind all that; PostgreSQL remembers it, since this process may end before.
+among the first ones, where no reader finds it, until it has come to where those end. So after an unknown error
+everything is published from the beginning, to fill that place (it may have taken all orders), and again, to lie behind
+it. PostgreSQL remembers how often, since this process may end before.
 """
 
 import asyncio
@@ -75,12 +76,12 @@ INSERT INTO order_state_outbox (user_token_id, allegro_order_id) SELECT * FROM u
 # A republication that was asked for meanwhile has set the place back, and counts.
 _MOVE = "UPDATE order_state_topic SET republish_after = $2 WHERE republish_after = $1"
 
-_TOPIC = "SELECT generation, republish_after, is_torn FROM order_state_topic"
+_TOPIC = "SELECT generation, republish_after, passes_left FROM order_state_topic"
 
-# What was published may lie where no reader finds it: when all is published, all is published once more.
-_TORN = "UPDATE order_state_topic SET is_torn = true"
+# Two besides the one that begins now: what had been taken before may be all orders, and changes of some.
+_TORN = "UPDATE order_state_topic SET republish_after = 0, passes_left = 2"
 
-_AGAIN = "UPDATE order_state_topic SET republish_after = 0, is_torn = false"
+_AGAIN = "UPDATE order_state_topic SET republish_after = 0, passes_left = passes_left - 1"
 
 _NEW_GENERATION = "UPDATE order_state_topic SET generation = $1, republish_after = 0"
 
@@ -218,7 +219,7 @@ class OrderStates:
             self._metrics.order_state_lag.set(max((row["waited"] for row in changed), default=0))
             topic = await connection.fetchrow(_TOPIC)
             place = topic["republish_after"]
-            if place is None and topic["is_torn"]:
+            if place is None and topic["passes_left"]:
                 await connection.execute(_AGAIN)
                 place = 0
             again = [] if place is None else await connection.fetch(_AFTER, place, BATCH_ORDERS)

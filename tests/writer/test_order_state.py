@@ -294,14 +294,15 @@ async def produce_before_it_exists(broker: Tansu, topic: str, keys: Sequence[str
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["one process", "a new one after each failure"])
+@pytest.mark.parametrize("taken", [20, 30], ids=["some taken before", "more than all orders taken before"])
 async def test_a_torn_topic_shows_the_latest_state_of_every_order(
-    pool: asyncpg.Pool, metrics: Metrics, tmp_path: Path, restarts: bool
+    pool: asyncpg.Pool, metrics: Metrics, tmp_path: Path, restarts: bool, taken: int
 ) -> None:
     """Records of before the topic was created hide those that come next (Tansu 0.6)."""
     broker, topics = Tansu(tmp_path), Topics()
     with broker:
         settings = KafkaSettings(kafka_bootstrap_servers=(broker.bootstrap_servers,))
-        await produce_before_it_exists(broker, topics.order_state, [f"key {number}" for number in range(20)])
+        await produce_before_it_exists(broker, topics.order_state, [f"key {number}" for number in range(taken)])
         await create_topics(settings.kafka_bootstrap_servers, topics, partitions=1, replication_factor=1)
         await store(pool, *(an_observation(order_id=order_id) for order_id in order_ids(12)))
         async with RecordProducer(settings, service="test") as producer:
