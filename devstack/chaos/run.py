@@ -101,6 +101,13 @@ _COVERED = "SELECT user_token_id, covered_event_id FROM journal_cursors"
 
 _LAST_RUN = "SELECT * FROM sync_history WHERE task_id = $1"
 
+# A look moves the time of an order that a page of the list leaves alone if nothing has changed.
+_LOOKED_AT = """
+SELECT count(*) FROM orders
+ WHERE user_token_id = $1 AND observed_at >= $2 AND gone_at IS NULL
+   AND NOT (observed_by = 'list' AND allegro_order_id = ANY($3))
+"""
+
 _CHANGES_SINCE = "SELECT order_id, op FROM chaos.changes WHERE user_token_id = $1 AND id > $2 ORDER BY id"
 
 
@@ -397,6 +404,9 @@ class Chaos:
                 complaints += verdict.wrong_listing(
                     run,
                     listed=summary[self._sellers[token]]["orders"],
+                    looked_at=await database.fetchval(
+                        _LOOKED_AT, token, run["started_at"], [change["order_id"] for change in changes]
+                    ),
                     added=made["added"],
                     updated=made["updated"],
                 )

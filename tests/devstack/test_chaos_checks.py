@@ -243,8 +243,16 @@ A_LISTING = {"user_id": "shop-1", "orders_processed": 5, "orders_added": 1, "ord
     ],
 )
 def test_a_listing_that_counts_wrongly_or_does_not_end_well_is_found(wrong: dict[str, Any], complaint: str) -> None:
-    assert verdict.wrong_listing(A_LISTING, listed=5, added=1, updated=2) == []
-    assert verdict.wrong_listing({**A_LISTING, **wrong}, listed=5, added=1, updated=2) == [complaint]
+    truth = {"looked_at": 0, "added": 1, "updated": 2}
+    assert verdict.wrong_listing(A_LISTING, listed=5, **truth) == []
+    assert verdict.wrong_listing({**A_LISTING, **wrong}, listed=5, **truth) == [complaint]
+
+
+@pytest.mark.parametrize(("processed", "is_right"), [(2, False), (3, True), (4, True), (5, True), (6, False)])
+def test_a_listing_may_leave_out_what_was_looked_at_for_that(processed: int, is_right: bool) -> None:
+    run = {**A_LISTING, "orders_processed": processed}
+
+    assert (verdict.wrong_listing(run, listed=5, looked_at=2, added=1, updated=2) == []) is is_right
 
 
 def test_what_a_listing_repairs_that_the_journal_had_told_of_was_lost() -> None:
