@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import asyncpg
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 
 from devstack.ledger import first_difference, parse
 
@@ -22,13 +22,9 @@ SELECT allegro_order_id, order_data::text AS data, order_raw AS raw, gone_at IS 
 async def latest_states(bootstrap_servers: str, topic: str) -> dict[str, dict[str, Any]]:
     """The last record of every key."""
     states: dict[str, dict[str, Any]] = {}
-    async with AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
-        await consumer.topics()
-        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
-        begins, unread = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        for partition in partitions:
-            consumer.seek(partition, begins[partition])
+    # Of no group: it has all partitions. Apache Kafka tells of no others than of the topics that are asked for.
+    async with AIOKafkaConsumer(topic, bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
+        unread = await consumer.end_offsets(list(consumer.assignment()))
         # The embedded broker reports end offsets that are too low: read to them at least, and on until it is quiet.
         quiet = 0
         while unread or quiet < _QUIET_ROUNDS:

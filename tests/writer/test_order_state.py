@@ -149,6 +149,8 @@ async def test_a_changed_order_is_published_once_under_its_own_id(
     assert (first[0], first[1].order_id, first[1].observed_at) == (AN_ORDER, AN_ORDER, NOON)
     assert json.loads(first[1].order) == json.loads(an_order_body(futureField={"a": [1.50, None, "ł"]}))
     assert (second[0], json.loads(second[1].order)["status"]) == (AN_ORDER, "CANCELLED")
+    latest = await latest_states(settings.kafka_bootstrap_servers[0], settings.topics.order_state)
+    assert {key: state["order"]["status"] for key, state in latest.items()} == {AN_ORDER: "CANCELLED"}
     assert count(metrics) == 2
     assert await pool.fetchval("SELECT count(*) FROM order_state_outbox") == 0
 
