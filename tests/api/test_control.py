@@ -56,14 +56,16 @@ async def a_run_of(pool: asyncpg.Pool, task: dict[str, Any]) -> None:
     )
 
 
-async def a_listing_that_runs(api: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
-    """Of everything; it stands at its beginning."""
+async def a_listing_that_runs(api: httpx.AsyncClient, pool: asyncpg.Pool, *, but: str = "position = position") -> None:
+    """Of everything that a seller has; it stands at its beginning, `but` for what is set otherwise."""
+    await a_connected_seller(api)
     await a_run_of(pool, await start(api, kind="full"))
     await pool.execute(
         "INSERT INTO run_windows (run_id, user_token_id, bought_from, bought_to, position)"
         " SELECT run_id, user_token_id, now() - interval '366 days', now() + interval '10 minutes',"
         " now() - interval '366 days' FROM sync_history"
     )
+    await pool.execute(f"UPDATE run_windows SET {but}")
 
 
 class TestCovering:
@@ -134,7 +136,6 @@ class TestTasks:
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:
         """It would not see what changes where it has been."""
-        await a_connected_seller(api)
         await a_listing_that_runs(api, pool)
         at_the_beginning = await start(api, kind="full")
         await pool.execute("UPDATE run_windows SET position = '2026-06-01T00:00:00Z'")
@@ -153,9 +154,7 @@ class TestTasks:
     async def test_a_listing_that_waited_so_long_that_its_end_has_passed_is_joined_for_what_lies_before_that(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:
-        await a_connected_seller(api)
-        await a_listing_that_runs(api, pool)
-        await pool.execute("UPDATE run_windows SET bought_to = '2026-09-01T00:00:00Z'")
+        await a_listing_that_runs(api, pool, but="bought_to = '2026-09-01T00:00:00Z'")
         start_of_year = {"from": "2026-01-01T00:00:00Z"}
 
         before = await start(api, **start_of_year, to="2026-09-01T00:00:00Z")
@@ -169,9 +168,7 @@ class TestTasks:
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:
         """An ended walk stands at the end of its window, minutes ahead; a reading of the journal walks nowhere."""
-        await a_connected_seller(api)
-        await a_listing_that_runs(api, pool)
-        await pool.execute("UPDATE run_windows SET position = bought_to")
+        await a_listing_that_runs(api, pool, but="position = bought_to")
         await a_run_of(pool, await start(api, kind="journal", **{"from": "2026-01-08T00:00:00Z"}))
 
         runs = (await api.get("/api/v1/sync/history/shop-1")).json()["items"]

@@ -62,7 +62,7 @@ async def test_of_a_body_that_does_not_end_no_more_is_read_than_can_be_held(serv
         answer = await http.request("GET", f"{url}/exact", params={"size": "3"})
 
     assert MAX_ANSWER_BYTES < server.sent < SIZE
-    assert answer.body == b"xxx"
+    assert len(answer.body) == 3
 
 
 async def test_a_small_body_that_unpacks_to_a_large_one_is_not_held_either(server: Server) -> None:
