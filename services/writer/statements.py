@@ -245,7 +245,8 @@ UPDATE run_windows
  WHERE run_id = $1
 """
 
-# A walk tells the sum of its requests, again and again; the looks that its run causes come on top of it.
+# A walk tells the sum of its requests, again and again; the looks that its run causes come on top of it. The row is
+# locked already (LOCK_WALKS), so what stood there before is what stands there now.
 NOTE_PROGRESS = """
 WITH walk AS (
     UPDATE run_windows w SET requests = greatest(w.requests, $2)
