@@ -1,8 +1,8 @@
 """The writer's loop: poll, store until durable, commit offsets; what cannot be stored is found and set aside.
 
-While PostgreSQL works on one batch, the next one is fetched and decoded; batches are stored one after the other. Under
-load the two halves of a batch are stored side by side: a seller's records are all in one of them, so neither waits for
-a row of the other, and PostgreSQL has two processes to work with.
+While PostgreSQL works on one batch, the next one is fetched and decoded; batches are stored one after the other. While
+batches are large, the two halves of each are stored side by side: a seller's records are all in one of them, so neither
+waits for a row of the other, and PostgreSQL has two processes to work with.
 """
 
 import asyncio
@@ -42,8 +42,10 @@ _LONG_FROM_RECORDS = 250
 _HALF_LIFE_SECONDS = 0.5
 # What Allegro lets one client id have comes to a tenth of it in the time of a batch: so many are a bulk load.
 _MANY_RECORDS = 100
-# Transactions at a time under load; three were no faster on two cores.
-_PARTS_UNDER_LOAD = 2
+# Transactions at a time where a batch is this large: the halves of a smaller one cost more than they save. Three were
+# no faster on two cores.
+_PARTS_OF_LARGE = 2
+_LARGE_RECORDS = 1000
 # While a batch is being stored, more is taken and decoded this often.
 _LOOK_SECONDS = 0.02
 _FIRST_RETRY_SECONDS = 0.5
@@ -81,6 +83,8 @@ class Writer:
         self._free_at = 0.0
         self._lately = Lately(_HALF_LIFE_SECONDS)
         """Records that were to be stored."""
+        self._was_large = False
+        """Whether the last batch was worth two transactions: the next one probably is."""
         self.is_behind = False
         """Whether the last batch was a large one: there is more to store, and that comes before everything else."""
 
@@ -127,7 +131,7 @@ class Writer:
         A batch costs the same whether it holds one record or fifty. So under load it takes what comes meanwhile,
         and a record that comes to an idle writer waits for nothing.
         """
-        gathered = Gathered(_PARTS_UNDER_LOAD if self._is_much(time.monotonic()) else 1)
+        gathered = Gathered(_PARTS_OF_LARGE if self._was_large else 1)
         await self._take(consumer, gathered, timeout_ms=_POLL_TIMEOUT_MS)
         while 0 < len(gathered) < self._max_records and not gathered.is_large and (wait := self._busy_seconds()):
             with suppress(TimeoutError):
@@ -135,6 +139,7 @@ class Writer:
                     await self._free.wait()
                     await asyncio.sleep(self._busy_seconds())
             await self._take(consumer, gathered, timeout_ms=0)
+        self._was_large = gathered.is_large or len(gathered) >= min(_LARGE_RECORDS, self._max_records)
         self.is_behind = gathered.is_large or len(gathered) >= min(_MANY_RECORDS, self._max_records)
         return gathered
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from aiokafka import ConsumerRecord, TopicPartition
 
 from services.writer.batch import Batch, extend
-from shared.delivery import next_offsets
 
 # More is not taken for one batch, however large its records are (promise P10); 3 MB are a thousand orders.
 _MOST_BYTES = 8 << 20
@@ -45,6 +44,6 @@ class Gathered:
             part = self._part_of[record.key] = min(self.parts, key=lambda part: len(part.records))
         extend(part.batch, [record], dead_letter_topic=dead_letter_topic)
         part.records.append(record)
-        self.offsets |= next_offsets([record])
+        self.offsets[TopicPartition(record.topic, record.partition)] = record.offset + 1
         self._count += 1
         self._bytes += len(record.value or b"")
