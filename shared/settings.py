@@ -66,7 +66,7 @@ class KafkaSettings(Group):
         le=30,
         description="how long a broker may hold a consumer's question until there is something new",
     )
-    kafka_compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(default="lz4")
+    kafka_compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(default="zstd")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT", description="SSL: over TLS; SASL: with a user name"
     )
