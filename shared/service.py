@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _EXIT_CONFIGURATION = 2
 # Python looks for cycles after 700 new objects; a batch in hand has many times as many, none of them in a cycle.
-_GC_THRESHOLDS = (20_000, 10, 10)
+_GC_THRESHOLDS = (100_000, 10, 10)
 _FIRST_BACKOFF_SECONDS = 0.5
 # Longer than clients and proxies keep a connection: whoever closes first must not be us, just as a request comes.
 _KEPT_SECONDS = 75
