@@ -137,6 +137,23 @@ class _StrictOrder(_Strict):
     revision: str | None = None
 
 
+class _StrictForm(_Strict):
+    id: str | None = None
+    revision: str | None = None
+
+
+class _StrictEventOrder(_Strict):
+    checkoutForm: _StrictForm | None = None  # noqa: N815
+    lineItems: list[_StrictItem] | None = None  # noqa: N815
+
+
+class _StrictEvent(_Strict):
+    id: str
+    type: str | None = None
+    occurredAt: str | None = None  # noqa: N815
+    order: _StrictEventOrder | None = None
+
+
 class _StrictIdentified(_Strict):
     id: str
     lineItems: list[_StrictItem] | None = None  # noqa: N815
@@ -176,6 +193,7 @@ class _Events(_Lens):
 
 _STRICT_ORDER = msgspec.json.Decoder(_StrictOrder)
 _STRICT_IDENTIFIED = msgspec.json.Decoder(_StrictIdentified)
+_STRICT_EVENT = msgspec.json.Decoder(_StrictEvent)
 _ORDER = msgspec.json.Decoder(_Order)
 _IDENTIFIED = msgspec.json.Decoder(_Identified)
 _EVENT = msgspec.json.Decoder(_Event)
@@ -312,15 +330,30 @@ def order_list(raw: bytes, *, requested_at: datetime) -> OrderPage:
 def journal_event(raw: bytes) -> JournalEvent:
     """Read one line of the journal; raises UnreadableBodyError if its id is no journal position."""
     try:
+        event = _STRICT_EVENT.decode(raw)
+    except _UNREADABLE:
+        return _tolerant_event(raw)
+    order = event.order or _StrictEventOrder()
+    form = order.checkoutForm or _StrictForm()
+    return JournalEvent(
+        event_id=_known_position(event.id),
+        event_type=_clean(event.type) if event.type else "UNKNOWN",
+        occurred_at=_moment(event.occurredAt),
+        order_id=_clean_or_none(form.id),
+        revision=_clean_or_none(form.revision),
+        bought_at=_newest_of(item.boughtAt for item in order.lineItems or ()),
+        raw=RawJson.of(raw),
+    )
+
+
+def _tolerant_event(raw: bytes) -> JournalEvent:
+    try:
         event, _ = _read(_EVENT, raw)
     except _UNREADABLE as error:
         raise UnreadableBodyError(f"event: not a JSON object: {type(error).__name__}") from error
-    position = _position(_value(event.id))
-    if position is None:
-        raise UnreadableBodyError("event.id: not a journal position")
     form = _get(event.order, "checkoutForm")
     return JournalEvent(
-        event_id=position,
+        event_id=_known_position(_value(event.id)),
         event_type=_text(_value(event.type)) or "UNKNOWN",
         occurred_at=_moment(_value(event.occurredAt)),
         order_id=_text(_value(_get(form, "id"))),
@@ -382,6 +415,13 @@ def _position(value: Any) -> int | None:
         return None
     position = int(text)
     return position if position < 2**63 else None
+
+
+def _known_position(value: Any) -> int:
+    position = _position(value)
+    if position is None:
+        raise UnreadableBodyError("event.id: not a journal position")
+    return position
 
 
 def _value(raw: msgspec.Raw) -> Any:

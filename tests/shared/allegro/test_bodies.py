@@ -180,6 +180,30 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
+EVENT_FIELDS = st.fixed_dictionaries(
+    {"id": st.integers(0, 2**64).map(str) | st.text(max_size=5) | ANYTHING},
+    optional={
+        "type": st.text(max_size=5) | ANYTHING,
+        "occurredAt": st.sampled_from(["2026-10-10T12:00:00.878Z", "x"]) | ANYTHING,
+        "order": st.fixed_dictionaries(
+            {},
+            optional={
+                "checkoutForm": st.fixed_dictionaries({}, optional={"id": ANYTHING, "revision": ANYTHING}) | ANYTHING,
+                "lineItems": st.lists(
+                    st.fixed_dictionaries(
+                        {}, optional={"boughtAt": st.sampled_from(["2026-10-10T12:00:00.878Z", "x"]) | ANYTHING}
+                    ),
+                    max_size=3,
+                )
+                | ANYTHING,
+            },
+        )
+        | ANYTHING,
+        "unknown": ANYTHING,
+    },
+)
+
+
 def outcome(read: Any, raw: bytes) -> Any:
     try:
         return read(raw)
@@ -193,6 +217,13 @@ def test_the_quick_way_and_the_tolerant_way_read_the_same(body: dict[str, Any]) 
 
     assert outcome(order_facts, raw) == outcome(bodies._tolerant_facts, raw)
     assert outcome(listed_order, raw) == outcome(bodies._tolerant_listed_order, raw)
+
+
+@given(EVENT_FIELDS)
+def test_the_quick_way_and_the_tolerant_way_read_the_same_event(body: dict[str, Any]) -> None:
+    raw = encoded(body)
+
+    assert outcome(journal_event, raw) == outcome(bodies._tolerant_event, raw)
 
 
 @given(st.binary(max_size=200))
