@@ -1,20 +1,26 @@
 """Rows of tokens, read at every call, but many at a time.
 
 A call may use a token only as it is at that moment (it may have been refreshed, deactivated or replaced by another
-process), so nothing is kept. But calls that come while a query is under way share the next one, and where many come
-a query waits for a moment for more of them.
+process), so nothing is kept. But calls that come while a query is under way share the next one, and a query waits for a
+moment for more of them.
 """
 
 import asyncio
 from collections import defaultdict
-from typing import Any
+from dataclasses import dataclass
 
 import asyncpg
 
+from shared.encryption import Secret
+from shared.lately import Lately
 from shared.logs import remember_user
 
 # From one query to the next at least. A call takes many times as long, and a query costs as much for one as for fifty.
-_SPACING_SECONDS = 0.005
+# Where many calls come it is longer. Many are twice what Allegro lets one client id have, 150 a second.
+_SHORT_SPACING_SECONDS = 0.005
+_LONG_SPACING_SECONDS = 0.02
+_MANY_CALLS = 200
+_HALF_LIFE_SECONDS = 0.5
 
 # An access token is refreshed before its use when 2 % of its life, at most 10 s, are left.
 # language=sql
@@ -26,18 +32,29 @@ SELECT id, user_id, access_token, generation, status, status_reason,
 """
 
 
+@dataclass
+class Found:
+    """A token's row as one query found it, None where there is no such token; the calls of that query share it."""
+
+    row: asyncpg.Record | None
+    access_token: Secret | None = None
+    """Once a call has decrypted it: gone with the last of these calls."""
+
+
 class TokenLookups:
-    """`row` reads a token by a query that begins after it was asked."""
+    """`find` reads a token by a query that begins after it was asked."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
-        self._asked: defaultdict[int, list[asyncio.Future[asyncpg.Record | None]]] = defaultdict(list)
+        self._asked: defaultdict[int, list[asyncio.Future[Found]]] = defaultdict(list)
         self._reading: asyncio.Task[None] | None = None
         self._next_at = 0.0
+        self._lately = Lately(_HALF_LIFE_SECONDS)
+        """Calls."""
 
-    async def row(self, token_id: int) -> Any:
-        """The row as it is now, or None where there is no such token; raises the driver's errors."""
-        answer: asyncio.Future[asyncpg.Record | None] = asyncio.get_running_loop().create_future()
+    async def find(self, token_id: int) -> Found:
+        """The token as it is now; raises the driver's errors."""
+        answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self._asked[token_id].append(answer)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(), name="token lookups")
@@ -49,13 +66,17 @@ class TokenLookups:
             while self._asked:
                 if (wait := self._next_at - clock()) > 0:
                     await asyncio.sleep(wait)
-                self._next_at = clock() + _SPACING_SECONDS
                 asked, self._asked = self._asked, defaultdict(list)
+                self._next_at = clock() + self._spacing_seconds(sum(map(len, asked.values())), clock())
                 await self._answer(asked)
         finally:
             self._reading = None
 
-    async def _answer(self, asked: dict[int, list[asyncio.Future[asyncpg.Record | None]]]) -> None:
+    def _spacing_seconds(self, calls: int, now: float) -> float:
+        self._lately.add(calls, now)
+        return _LONG_SPACING_SECONDS if self._lately.amount(now) >= _MANY_CALLS else _SHORT_SPACING_SECONDS
+
+    async def _answer(self, asked: dict[int, list[asyncio.Future[Found]]]) -> None:
         answers = [answer for waiting in asked.values() for answer in waiting]
         try:
             rows = {row["id"]: row for row in await self._pool.fetch(READ_TOKENS, list(asked))}
@@ -71,6 +92,7 @@ class TokenLookups:
         for row in rows.values():
             remember_user(row["id"], row["user_id"])
         for token_id, waiting in asked.items():
+            found = Found(rows.get(token_id))
             for answer in waiting:
                 if not answer.done():  # whoever asked may have given up
-                    answer.set_result(rows.get(token_id))
+                    answer.set_result(found)

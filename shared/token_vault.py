@@ -213,13 +213,15 @@ class TokenVault:
         Raises ReauthorizationRequiredError if the seller has to consent again, TransientError if a needed refresh
         did not succeed this time.
         """
-        row = await self._lookups.row(token_id)
-        _check_usable(token_id, row)
+        found = await self._lookups.find(token_id)
+        row = _usable(token_id, found.row)
         if row["expired"]:
             await self.refresh(token_id, seen_generation=row["generation"])
-            row = await self._lookups.row(token_id)
-            _check_usable(token_id, row)
-        return Bearer(self._open(row["access_token"], access_binding(token_id)), row["generation"])
+            found = await self._lookups.find(token_id)
+            row = _usable(token_id, found.row)
+        if found.access_token is None:
+            found.access_token = self._open(row["access_token"], access_binding(token_id))
+        return Bearer(found.access_token, row["generation"])
 
     async def refresh(self, token_id: int, *, seen_generation: int | None = None, force: bool = False) -> int:
         """Replace the pair if it is of `seen_generation` still; returns the generation there is now.
@@ -231,8 +233,7 @@ class TokenVault:
         holds the only pair that works.
         """
         if seen_generation is None:
-            row = await self._lookups.row(token_id)
-            _check_usable(token_id, row, force=force)
+            row = _usable(token_id, (await self._lookups.find(token_id)).row, force=force)
             if not (force or row["due"] or row["expired"]):
                 generation: int = row["generation"]
                 return generation
@@ -284,8 +285,7 @@ class TokenVault:
     async def _refresh_locked(self, connection: asyncpg.Connection, exchange: _Exchange) -> int | Exception:
         """Refresh under the row's lock; a failure is returned, since what is noted of it has to be committed."""
         await connection.execute(_LIMIT_LOCK)
-        row = await connection.fetchrow(_LOCK, exchange.token_id)
-        _check_usable(exchange.token_id, row, force=exchange.force)
+        row = _usable(exchange.token_id, await connection.fetchrow(_LOCK, exchange.token_id), force=exchange.force)
         generation: int = row["generation"]
         if generation > exchange.seen_generation:
             metrics.refreshes.labels("joined").inc()
@@ -372,8 +372,7 @@ class TokenVault:
                     return AllegroUnavailableError(f"a new pair could not be stored: {error!r}")
                 await asyncio.sleep(_RESCUE_PAUSE_SECONDS)
                 continue
-            _check_usable(exchange.token_id, row)
-            generation: int = row["generation"]
+            generation: int = _usable(exchange.token_id, row)["generation"]
             return generation
 
     async def require_consent(self, token_id: int, reason: str, *, generation: int) -> bool:
@@ -461,8 +460,10 @@ def _outcome(failure: Exception) -> str:
             return "unavailable"
 
 
-def _check_usable(token_id: int, row: asyncpg.Record | None, *, force: bool = False) -> None:
+def _usable(token_id: int, row: asyncpg.Record | None, *, force: bool = False) -> asyncpg.Record:
+    """The row of a token that may be used; raises ReauthorizationRequiredError."""
     if row is None:
         raise ReauthorizationRequiredError(f"token {token_id} does not exist")
     if row["status"] == "deactivated" or (row["status"] not in _USABLE and not force):
         raise ReauthorizationRequiredError(row["status_reason"] or f"token {token_id} is {row['status']}")
+    return row
