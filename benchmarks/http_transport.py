@@ -53,7 +53,7 @@ async def _ours(settings: AllegroSettings, authorization: str) -> AsyncIterator[
     async with open_http(settings) as client:
 
         async def get(url: str) -> None:
-            answer = await client.request("GET", url, headers={"Authorization": authorization})
+            answer = await client.request("GET", url, headers={"Authorization": authorization}, timeout_seconds=30)
             if answer.status != httpx.codes.OK:
                 raise RuntimeError(f"the simulated Allegro answers {answer.status}")
 

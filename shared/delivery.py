@@ -280,11 +280,6 @@ async def watched(consumer: AIOKafkaConsumer, and_then: Callable[[], None] = lam
         await asyncio.gather(watching, return_exceptions=True)
 
 
-def next_offsets(records: Iterable[ConsumerRecord]) -> dict[TopicPartition, int]:
-    """The offsets to commit once these records are done: one past the last of each partition."""
-    return {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
-
-
 class SilentConsumerError(TransientError):
     """The consumer neither gives records nor says that there are none: Kafka is away, or the consumer is stuck."""
 

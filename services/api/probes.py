@@ -88,7 +88,9 @@ class Probes:
 
     async def _ask_allegro(self) -> None:
         # Without a token the API refuses, which shows that it is there.
-        answer = await self._http.request("GET", self._settings.api_url + "/order/event-stats")
+        answer = await self._http.request(
+            "GET", self._settings.api_url + "/order/event-stats", timeout_seconds=_ANSWER_SECONDS
+        )
         if answer.is_server_error:
             raise AllegroUnavailableError(str(answer.status))
 

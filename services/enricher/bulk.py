@@ -30,7 +30,7 @@ from shared.allegro.errors import (
     RateLimitedError,
     ReauthorizationRequiredError,
 )
-from shared.allegro.tally import tallied
+from shared.allegro.tally import Tally
 from shared.errors import TransientError
 from shared.logs import correlated, remember_user
 from shared.messages import (
@@ -286,7 +286,7 @@ class BulkHandler:
 
     async def _counted(self, attempt: _Attempt, request: PageRequest) -> OrderPage:
         """The page; what it cost, with every attempt of the client, is counted however it ends."""
-        with tallied() as tally:
+        with Tally() as tally:
             try:
                 return await self._unless_stopped(
                     attempt,

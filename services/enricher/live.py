@@ -27,7 +27,7 @@ from shared.allegro.errors import (
     RateLimitedError,
     ReauthorizationRequiredError,
 )
-from shared.allegro.tally import tallied
+from shared.allegro.tally import Tally
 from shared.clock import Clock
 from shared.errors import PermanentError, TransientError
 from shared.logs import correlated
@@ -177,7 +177,7 @@ class LiveHandler:
         When it returns, nothing holds the page any more: whoever waits for a place holds none.
         """
         async with self._pages.place() as place:
-            with tallied() as tally:
+            with Tally() as tally:
                 page = await self._page(token_id, wanted)
             spent += tally.requests
             if page is None:
@@ -211,7 +211,7 @@ class LiveHandler:
         """One look, which cost what was `spent` before and its own requests; a failure is a result as well, since what
         becomes of it is written by the writer."""
         started_at = self._clock.now()
-        with tallied() as tally:
+        with Tally() as tally:
             try:
                 fetched = await self._allegro.order(token_id, wanted.order_id, traffic="live")
             except AllegroOutageError:

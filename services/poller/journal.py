@@ -23,7 +23,7 @@ from services.poller.reading import Page, PageReader
 from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
 from shared.allegro.errors import AccessDeniedError, AllegroOutageError, ReauthorizationRequiredError
-from shared.allegro.tally import tallied
+from shared.allegro.tally import Tally
 from shared.clock import Clock, from_event_id
 from shared.errors import PermanentError, TransientError
 from shared.kafka import PublishFailedError
@@ -270,7 +270,7 @@ class JournalPoller:
         Where there is much, only a few looks go on at a time: each holds its pages, twice while they are published
         (promise P10). Others take a little each time, and none waits in a slot that a seller with little could have.
         """
-        with tallied() as tally:
+        with Tally() as tally:
             page = await self._reader.page(look.token_id, look.cursor, after=start.after)
             is_long = not page.is_last or len(page.links) > _MANY_EVENTS
             if is_long and self._long_looks.locked():

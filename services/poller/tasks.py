@@ -25,7 +25,7 @@ from services.poller.settings import PollerSettings
 from services.poller.slots import Slots
 from shared.allegro.client import AllegroClient
 from shared.allegro.errors import AllegroError
-from shared.allegro.tally import tallied
+from shared.allegro.tally import Tally
 from shared.clock import Clock, to_event_id
 from shared.dropped_looks import drop_looks
 from shared.ended_runs import count_ended
@@ -356,7 +356,7 @@ class TaskPlanner:
                 await self._plan_listing(task, parameters)
 
     async def _plan_listing(self, task: Task, parameters: TaskParameters) -> None:
-        with tallied() as tally:
+        with Tally() as tally:
             covered = await self._covered(task.token_id) if task.kind == "initial" else None
         wanted = window(task.kind, parameters, now=self._clock.now())
         run_id = uuid4()
@@ -414,7 +414,7 @@ class TaskPlanner:
         while True:
             await self._heartbeat(task, 0)
             async with self._journal(task):
-                with tallied() as tally:
+                with Tally() as tally:
                     page = await self._reader.page(task.token_id, cursor, after=position, traffic="bulk")
             # It may have waited long for its turn: nothing of what was stopped meanwhile is published.
             await self._heartbeat(task, tally.requests)

@@ -1,6 +1,5 @@
 """The way to Allegro's servers: our headers, and every failure on the way in our words."""
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -37,6 +36,7 @@ class AllegroHttp:
         params: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout_seconds: float,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Answer:
         """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS, AnswerTooLargeError."""
@@ -47,7 +47,9 @@ class AllegroHttp:
             body = urlencode(data).encode()
         if params:
             url = f"{url}?{urlencode(params)}"
-        answer = await self._transport.send(method, url, sent, body, max_bytes=max_bytes)
+        answer = await self._transport.send(
+            method, url, sent, body, timeout_seconds=timeout_seconds, max_bytes=max_bytes
+        )
         if len(answer.body) <= max_bytes:
             return answer
         if answer.status == httpx.codes.OK:
@@ -100,8 +102,7 @@ async def _exchange(
 ) -> Answer:
     started = time.perf_counter()
     try:
-        async with asyncio.timeout(timeout_seconds):
-            answer = await http.request(method, url, **arguments)
+        answer = await http.request(method, url, timeout_seconds=timeout_seconds, **arguments)
     except TIMEOUTS:
         metrics.request_count(endpoint.value, "timeout").inc()
         raise AllegroTimeoutError(f"no answer within {timeout_seconds:g} s").at(endpoint.value) from None

@@ -1,29 +1,23 @@
 """How many requests a piece of work costs, repeated ones included."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 
 class Tally:
-    """Requests that were sent so far."""
+    """Count the `requests` of everything that is begun inside; an inner tally counts its own for itself."""
 
     def __init__(self) -> None:
         self.requests = 0
 
+    def __enter__(self) -> "Tally":
+        self._outer: Token[Tally | None] = _TALLY.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _TALLY.reset(self._outer)
+
 
 _TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
-
-
-@contextmanager
-def tallied() -> Iterator[Tally]:
-    """Count the requests of everything that is begun inside; an inner tally counts its own for itself."""
-    tally = Tally()
-    outer = _TALLY.set(tally)
-    try:
-        yield tally
-    finally:
-        _TALLY.reset(outer)
 
 
 def note_request() -> None:

@@ -22,7 +22,7 @@ from shared.allegro.errors import (
     RequestRejectedError,
 )
 from shared.allegro.http import open_http
-from shared.allegro.tally import tallied
+from shared.allegro.tally import Tally
 from shared.encryption import Secret
 from shared.request_limits import Endpoint
 from shared.token_vault import Bearer
@@ -296,9 +296,9 @@ class TestRepeating:
     async def test_what_was_sent_is_tallied_attempts_and_all(self) -> None:
         edge = Edge(refused(503), refused(503), AN_ANSWER)
 
-        with tallied() as all_of_it:
+        with Tally() as all_of_it:
             await edge.order()
-            with tallied() as the_second:
+            with Tally() as the_second:
                 await asyncio.create_task(edge.order())
         await edge.order()
 

@@ -58,8 +58,8 @@ async def serving(server: Server) -> AsyncIterator[str]:
 async def test_of_a_body_that_does_not_end_no_more_is_read_than_can_be_held(server: Server) -> None:
     async with serving(server) as url, open_http(settings(url)) as http:
         with pytest.raises(AnswerTooLargeError, match=str(MAX_ANSWER_BYTES)):
-            await http.request("GET", f"{url}/long")
-        answer = await http.request("GET", f"{url}/exact", params={"size": "3"})
+            await http.request("GET", f"{url}/long", timeout_seconds=30)
+        answer = await http.request("GET", f"{url}/exact", params={"size": "3"}, timeout_seconds=30)
 
     assert MAX_ANSWER_BYTES < server.sent < SIZE
     assert len(answer.body) == 3
@@ -68,23 +68,25 @@ async def test_of_a_body_that_does_not_end_no_more_is_read_than_can_be_held(serv
 async def test_a_small_body_that_unpacks_to_a_large_one_is_not_held_either(server: Server) -> None:
     async with serving(server) as url, open_http(settings(url)) as http:
         with pytest.raises(AnswerTooLargeError):
-            await http.request("GET", f"{url}/packed")
+            await http.request("GET", f"{url}/packed", timeout_seconds=30)
 
 
 @pytest.mark.parametrize(("size", "fits"), [(99, True), (100, True), (101, False)])
 async def test_a_body_of_just_the_size_that_is_read_is_whole(server: Server, size: int, fits: bool) -> None:
     async with serving(server) as url, open_http(settings(url)) as http:
         if fits:
-            answer = await http.request("GET", f"{url}/exact", params={"size": str(size)}, max_bytes=100)
+            answer = await http.request(
+                "GET", f"{url}/exact", params={"size": str(size)}, max_bytes=100, timeout_seconds=30
+            )
             assert len(answer.body) == size
         else:
             with pytest.raises(AnswerTooLargeError):
-                await http.request("GET", f"{url}/exact", params={"size": str(size)}, max_bytes=100)
+                await http.request("GET", f"{url}/exact", params={"size": str(size)}, max_bytes=100, timeout_seconds=30)
 
 
 async def test_of_a_refusal_with_a_large_body_the_status_is_known(server: Server) -> None:
     server.status = 503
     async with serving(server) as url, open_http(settings(url)) as http:
-        answer = await http.request("GET", f"{url}/long")
+        answer = await http.request("GET", f"{url}/long", timeout_seconds=30)
 
     assert (answer.status, answer.body) == (503, b"")
