@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from shared import asyncapi
 from shared.messages import (
     OrderEvent,
@@ -147,8 +149,6 @@ def _type_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         case {"$ref": reference}:
             fields = definitions[str(reference).rpartition("/")[2]]["properties"]
             return "{" + ", ".join(f"{name}: {_type_of(field, definitions)}" for name, field in fields.items()) + "}"
-        case {"const": value}:
-            return json.dumps(value)
         case {"enum": values}:
             return " or ".join(json.dumps(value) for value in values)
         case {"format": form}:
@@ -159,12 +159,13 @@ def _type_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 
 def _rows(record: Record) -> Iterator[str]:
-    schema = type(record).model_json_schema(by_alias=True)
+    _, definitions = msgspec.json.schema_components([type(record)])
+    schema = definitions[type(record).__name__]
     for name, field in schema["properties"].items():
-        required = "yes" if name in schema.get("required", ()) else f"no: `{json.dumps(field.get('default'))}`"
-        if "const" in field:  # schema and kind: the model fills them in, a reader relies on them
+        required = "yes" if name in schema["required"] else f"no: `{json.dumps(field.get('default'))}`"
+        if name == "schema":  # it is always there, and a reader relies on it
             required = "yes"
-        kind = _type_of(field, schema.get("$defs", {})).replace("|", "\\|")
+        kind = _type_of(field, definitions).replace("|", "\\|")
         yield f"| `{name}` | {kind} | {required} | {field.get('description', '')} |"
 
 

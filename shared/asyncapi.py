@@ -1,4 +1,4 @@
-"""The topics as AsyncAPI 3.0 describes them, made of the records' models (requirement C5).
+"""The topics as AsyncAPI 3.0 describes them, made of the records' structs (requirement C5).
 
 Our consumers are plain aiokafka, so FastStream has nothing to generate this from; and what counts is the contract of
 the records, which `shared.messages` holds. The API serves the document, `docs/asyncapi.json` is its copy with examples.
@@ -8,20 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+import msgspec
 
-from shared.messages import (
-    SCHEMA_VERSION,
-    OrderEvent,
-    OrderFetch,
-    OrderFetchFailed,
-    OrderMissing,
-    OrderObserved,
-    OrderState,
-    OrderWindow,
-    WindowFinished,
-    WindowProgressed,
-)
+from shared.messages import KINDS, SCHEMA_VERSION, Record
 from shared.topics import Topics
 
 _SCHEMAS = "#/components/schemas/"
@@ -31,22 +20,25 @@ _BY_ORDER = {"type": "string", "description": "Allegro's order id"}
 
 @dataclass(frozen=True)
 class _Channel:
-    """One topic: what it is for, what its records are keyed by, and which kinds of records it holds."""
+    """One topic: what it is for, and what its records are keyed by."""
 
     name: str
     address: str
     description: str
     key: Mapping[str, Any]
-    records: Sequence[type[BaseModel]]
+
+    @property
+    def records(self) -> Sequence[type[Record]]:
+        """The kinds that it holds."""
+        return KINDS[self.name]
 
 
 def document(topics: Topics) -> dict[str, Any]:
     """The description of the topics under their real names."""
-    schemas: dict[str, Any] = {}
     messages = {"dead-letter": _dead_letter()}
     for channel in _channels(topics):
-        for model in channel.records:
-            messages[_kind(model)] = _message(model, channel.key, schemas)
+        for record in channel.records:
+            messages[_kind(record)] = _message(record, channel.key)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -66,35 +58,21 @@ def document(topics: Topics) -> dict[str, Any]:
                 ("order-state", "The latest state of each order."),
             )
         },
-        "components": {"messages": messages, "schemas": schemas},
+        "components": {"messages": messages, "schemas": _schemas()},
     }
 
 
 def _channels(topics: Topics) -> Sequence[_Channel]:
     return (
-        _Channel(
-            "order-events",
-            topics.order_events,
-            "What happened, and which orders to look at.",
-            _BY_TOKEN,
-            (OrderEvent, OrderFetch),
-        ),
-        _Channel("order-windows", topics.order_windows, "Bulk loads to walk through.", _BY_TOKEN, (OrderWindow,)),
-        _Channel(
-            "orders",
-            topics.orders,
-            "Complete orders, and what became of attempts to get them.",
-            _BY_TOKEN,
-            (OrderObserved, OrderMissing, OrderFetchFailed, WindowProgressed, WindowFinished),
-        ),
-        _Channel(
-            "order-state", topics.order_state, "The latest state of each order, compacted.", _BY_ORDER, (OrderState,)
-        ),
+        _Channel("order-events", topics.order_events, "What happened, and which orders to look at.", _BY_TOKEN),
+        _Channel("order-windows", topics.order_windows, "Bulk loads to walk through.", _BY_TOKEN),
+        _Channel("orders", topics.orders, "Complete orders, and what became of attempts to get them.", _BY_TOKEN),
+        _Channel("order-state", topics.order_state, "The latest state of each order, compacted.", _BY_ORDER),
     )
 
 
 def _described(channel: _Channel) -> dict[str, Any]:
-    kinds = [_kind(model) for model in channel.records]
+    kinds = [_kind(record) for record in channel.records]
     return {
         "address": channel.address,
         "description": channel.description,
@@ -110,20 +88,22 @@ def _dead_letters(topics: Topics) -> dict[str, Any]:
     }
 
 
-def _kind(model: type[BaseModel]) -> str:
-    kind: str = model.model_fields["kind"].default
-    return kind
+def _kind(record: type[Record]) -> str:
+    return str(record.__struct_config__.tag)
 
 
-def _message(model: type[BaseModel], key: Mapping[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    """The message of a kind; the models that its own model refers to are put beside the others."""
-    schema = model.model_json_schema(by_alias=True, ref_template=_SCHEMAS + "{model}")
-    schemas |= schema.pop("$defs", {})
-    schemas[model.__name__] = schema
+def _schemas() -> dict[str, Any]:
+    """Of all records, and of what they are made of."""
+    records = [record for kinds in KINDS.values() for record in kinds]
+    _, schemas = msgspec.json.schema_components(records, ref_template=_SCHEMAS + "{name}")
+    return schemas
+
+
+def _message(record: type[Record], key: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": _kind(model),
-        "title": model.__name__,
-        "summary": (model.__doc__ or "").strip().partition("\n")[0],
+        "name": _kind(record),
+        "title": record.__name__,
+        "summary": (record.__doc__ or "").strip().partition("\n")[0],
         "contentType": "application/json",
         "correlationId": {"location": "$message.header#/correlation-id"},
         "headers": {
@@ -141,7 +121,7 @@ def _message(model: type[BaseModel], key: Mapping[str, Any], schemas: dict[str, 
                 },
             },
         },
-        "payload": {"$ref": _SCHEMAS + model.__name__},
+        "payload": {"$ref": _SCHEMAS + record.__name__},
         "bindings": {"kafka": {"key": dict(key), "bindingVersion": "0.5.0"}},
     }
 

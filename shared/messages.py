@@ -1,30 +1,22 @@
-"""The records on our topics: one frozen model a kind, a `schema` version in each, told apart by `kind`.
+"""The records on our topics: one frozen struct a kind, a `schema` version in each, told apart by `kind`.
 
 A record's value is one JSON object. What came from Allegro (`event`, `order`) stands in it byte for byte: it is
-spliced in on the way out and cut out on the way in, never decoded (promise P9). Everything else is validated.
+spliced in on the way out and cut out on the way in, never decoded (promise P9). Everything else is validated on the way
+in. These are msgspec's structs: every order is read and written as a record several times, and pydantic took five times
+as long for it (docs/benchmarks.md).
 
 Compatibility: fields may be added with a default under the same `schema`; anything else needs a new number, and
 readers refuse a number they do not know (the record becomes a dead letter, it is not guessed at).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 from uuid import UUID
 
 import msgspec
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    TypeAdapter,
-    ValidationError,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from msgspec import Meta
 
 from shared.errors import PermanentError
 from shared.json_text import originals, readable, shallow
@@ -51,206 +43,203 @@ class RawJson(bytes):
         """These bytes; the same object where they are one already, since thousands of orders are in hand at a time."""
         return raw if isinstance(raw, cls) else cls(raw)
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(cls._validate)
 
-    @classmethod
-    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "object", "description": "as Allegro sent it, byte for byte"}
+if TYPE_CHECKING:
+    _AsItCame = RawJson
+else:  # what msgspec cuts out of a record; `decode` makes RawJson of it
+    _AsItCame = Annotated[
+        msgspec.Raw,
+        Meta(extra_json_schema={"type": "object", "description": "as Allegro sent it, byte for byte"}),
+    ]
 
-    @classmethod
-    def _validate(cls, value: Any) -> Self:
-        if isinstance(value, bytes) and value[:1] == b"{":
-            return cls.of(value)
-        raise ValueError("must be a JSON object")
+_Moment = Annotated[datetime, Meta(tz=True)]
+_Number = Annotated[int, Meta(ge=0)]
+_Attempt = Annotated[int, Meta(ge=1)]
+_EventId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_RunEnd = Annotated[_EventId, Meta(description="the run is complete when this one is stored")]
+_Spent = Annotated[
+    int, Meta(ge=0, description="requests that this look took; those of a listing are told by its progress")
+]
 
 
-_SPENT = Field(default=0, ge=0, description="requests that this look took; those of a listing are told by its progress")
+class _Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Part of a record. Nothing in one refers back to it: the search for cycles need not look."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
-
+class _Record(_Part, frozen=True, kw_only=True, gc=False, tag_field="kind", rename={"schema_version": "schema"}):
     raw_field: ClassVar[str | None] = None
 
-    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")
-    token_id: int = Field(gt=0, description="our id of the connected seller; also the record's key, in decimal")
+    schema_version: Literal[1] = SCHEMA_VERSION
+    token_id: Annotated[
+        int, Meta(gt=0, description="our id of the connected seller; also the record's key, in decimal")
+    ]
 
     def encode(self) -> bytes:
-        """The record's value; what came from Allegro is spliced in last, untouched."""
-        raw_field = self.raw_field
-        if raw_field is None:
-            return self.model_dump_json(by_alias=True).encode()
-        head = self.model_dump_json(by_alias=True, exclude={raw_field}).encode()
-        raw: bytes = getattr(self, raw_field)
-        return b'%b,"%b":%b}' % (head[:-1], raw_field.encode(), raw)
+        """The record's value; what came from Allegro stands in it untouched."""
+        return _encode(self)
+
+    @property
+    def kind(self) -> str:
+        return str(self.__struct_config__.tag)
 
     @property
     def key(self) -> bytes:
         return str(self.token_id).encode()
 
 
-class OrderEvent(_Record):
+class OrderEvent(_Record, frozen=True, kw_only=True, gc=False, tag="order-event"):
     """Something happened to an order, or its journal line came late or twice: one record for one journal line."""
 
     raw_field: ClassVar[str | None] = "event"
 
-    kind: Literal["order-event"] = "order-event"
-    event_id: int = Field(ge=0, lt=2**63, description="microseconds of the journal write")
-    follows_event_id: int = Field(
-        ge=0,
-        lt=2**63,
-        description="the journal position read just before this one: the cursor moves in unbroken steps",
-    )
-    event_type: str = Field(description="Allegro's type; unknown ones are passed on")
-    occurred_at: AwareDatetime | None = None
-    order_id: str | None = Field(default=None, description="checkoutForm.id")
-    revision: str | None = Field(default=None, description="checkoutForm.revision: neither unique nor ordered")
-    bought_at: AwareDatetime | None = Field(default=None, description="newest line item")
-    fetch: bool = Field(default=True, description="false: the order is covered by the initial load")
-    wanted_after: AwareDatetime = Field(
-        description="a look made at or after this shows what the event is about, by the clock of observed_at"
-    )
+    event_id: Annotated[_EventId, Meta(description="microseconds of the journal write")]
+    follows_event_id: Annotated[
+        _EventId,
+        Meta(description="the journal position read just before this one: the cursor moves in unbroken steps"),
+    ]
+    event_type: Annotated[str, Meta(description="Allegro's type; unknown ones are passed on")]
+    occurred_at: _Moment | None = None
+    order_id: Annotated[str | None, Meta(description="checkoutForm.id")] = None
+    revision: Annotated[str | None, Meta(description="checkoutForm.revision: neither unique nor ordered")] = None
+    bought_at: Annotated[_Moment | None, Meta(description="newest line item")] = None
+    fetch: Annotated[bool, Meta(description="false: the order is covered by the initial load")] = True
+    wanted_after: Annotated[
+        _Moment,
+        Meta(description="a look made at or after this shows what the event is about, by the clock of observed_at"),
+    ]
     run_id: UUID
-    run_last_event_id: int = Field(ge=0, lt=2**63, description="the run is complete when this one is stored")
-    run_requests: int = Field(default=0, ge=0, description="requests that reading the run's events took")
-    event: RawJson
+    run_last_event_id: _RunEnd
+    run_requests: Annotated[_Number, Meta(description="requests that reading the run's events took")] = 0
+    event: _AsItCame
 
 
-class OrderFetch(_Record):
+class OrderFetch(_Record, frozen=True, kw_only=True, gc=False, tag="order-fetch"):
     """Look at this order: asked for by hand, or because an earlier attempt did not succeed.
 
     A mere trigger: what is owed stands in `pending_fetches`, so losing or repeating this record does no harm.
     """
 
-    kind: Literal["order-fetch"] = "order-fetch"
     order_id: str
-    wanted_after: AwareDatetime
-    bought_at: AwareDatetime | None = None
-    attempts: int = Field(default=0, ge=0, description="attempts made before this one")
-    asked_at: AwareDatetime | None = Field(
-        default=None, description="by the clock of observed_at; a look made since then needs no other. null: look"
-    )
-    run_id: UUID | None = Field(
-        default=None, description="the only run that wants the look; null: several do, or none, or it is not known"
-    )
+    wanted_after: _Moment
+    bought_at: _Moment | None = None
+    attempts: Annotated[_Number, Meta(description="attempts made before this one")] = 0
+    asked_at: Annotated[
+        _Moment | None,
+        Meta(description="by the clock of observed_at; a look made since then needs no other. null: look"),
+    ] = None
+    run_id: Annotated[
+        UUID | None,
+        Meta(description="the only run that wants the look; null: several do, or none, or it is not known"),
+    ] = None
 
 
-class OrderWindow(_Record):
+class OrderWindow(_Record, frozen=True, kw_only=True, gc=False, tag="order-window"):
     """Walk through everything bought in a window, from where the run stands in the database."""
 
-    kind: Literal["order-window"] = "order-window"
     run_id: UUID
-    bought_from: AwareDatetime
-    bought_to: AwareDatetime
+    bought_from: _Moment
+    bought_to: _Moment
 
 
-class WindowPlace(BaseModel):
+class WindowPlace(_Part, frozen=True, kw_only=True, gc=False):
     """Where in a walk an order was met: the writer counts only unbroken sequences of the newest attempt."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
     run_id: UUID
-    attempt: int = Field(ge=1)
-    sequence: int = Field(ge=0)
+    attempt: _Attempt
+    sequence: _Number
 
 
-class WantedBy(BaseModel):
+class WantedBy(_Part, frozen=True, kw_only=True, gc=False):
     """A run of the journal whose event led to a look: it is counted there, whichever is stored first."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
     run_id: UUID
-    last_event_id: int = Field(ge=0, lt=2**63, description="the run is complete when this one is stored")
+    last_event_id: _RunEnd
 
 
-class OrderObserved(_Record):
+class OrderObserved(_Record, frozen=True, kw_only=True, gc=False, tag="order-observed"):
     """A complete order as Allegro showed it, and when we looked."""
 
     raw_field: ClassVar[str | None] = "order"
 
-    kind: Literal["order-observed"] = "order-observed"
     order_id: str
-    observed_at: AwareDatetime = Field(description="the order's version: a later look wins")
+    observed_at: Annotated[_Moment, Meta(description="the order's version: a later look wins")]
     observed_by: Literal["detail", "list"]
     place: WindowPlace | None = None
-    wanted_by: tuple[WantedBy, ...] = Field(default=(), description="runs of the journal that this look is counted for")
-    requests: int = _SPENT
-    order: RawJson
+    wanted_by: Annotated[
+        tuple[WantedBy, ...], Meta(description="runs of the journal that this look is counted for")
+    ] = ()
+    requests: _Spent = 0
+    order: _AsItCame
 
 
-class OrderMissing(_Record):
+class OrderMissing(_Record, frozen=True, kw_only=True, gc=False, tag="order-missing"):
     """Allegro has no such order (404): merged, aged out or foreign. Our copy stays."""
 
-    kind: Literal["order-missing"] = "order-missing"
     order_id: str
-    observed_at: AwareDatetime
+    observed_at: _Moment
     reason: str
-    requests: int = _SPENT
+    requests: _Spent = 0
 
 
-class OrderFetchFailed(_Record):
+class OrderFetchFailed(_Record, frozen=True, kw_only=True, gc=False, tag="order-fetch-failed"):
     """An attempt to look failed; the order is tried again later, or set aside if it never can succeed."""
 
-    kind: Literal["order-fetch-failed"] = "order-fetch-failed"
     order_id: str
-    wanted_after: AwareDatetime
-    attempts: int = Field(ge=1, description="attempts made, this one included")
-    retry_after_seconds: float | None = Field(default=None, ge=0, description="None: it cannot succeed")
-    error: str
-    requests: int = _SPENT
-    place: WindowPlace | None = Field(
-        default=None, description="where a walk met the order, if one did: the walk goes on behind it"
+    wanted_after: _Moment
+    attempts: Annotated[_Attempt, Meta(description="attempts made, this one included")]
+    retry_after_seconds: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="null: it cannot succeed")] = (
+        None
     )
+    error: str
+    requests: _Spent = 0
+    place: Annotated[
+        WindowPlace | None,
+        Meta(description="where a walk met the order, if one did: the walk goes on behind it"),
+    ] = None
 
 
 Outcome = Literal["completed", "stopped", "stalled", "failed"]
 
 
-class WindowFinished(_Record):
+class WindowFinished(_Record, frozen=True, kw_only=True, gc=False, tag="window-finished"):
     """The end of a walk: with everything before it stored, the run is complete."""
 
-    kind: Literal["window-finished"] = "window-finished"
     run_id: UUID
-    attempt: int = Field(ge=1)
-    orders: int = Field(ge=0, description="sequence numbers given out, from the first attempt on")
-    orders_expected: int | None = Field(default=None, description="what Allegro said there is")
-    requests: int = Field(ge=0)
-    outcome: Outcome = Field(
-        default="completed", description="stalled: Allegro says that there is more, and shows none"
+    attempt: _Attempt
+    orders: Annotated[_Number, Meta(description="sequence numbers given out, from the first attempt on")]
+    orders_expected: Annotated[int | None, Meta(description="what Allegro said there is")] = None
+    requests: _Number
+    outcome: Annotated[Outcome, Meta(description="stalled: Allegro says that there is more, and shows none")] = (
+        "completed"
     )
     error: str | None = None
 
 
-class CoveredRange(BaseModel):
+class CoveredRange(_Part, frozen=True, kw_only=True, gc=False):
     """A range of purchase times that a walk has passed: whatever Allegro lists of it is in `order_ids`.
 
     A stored order of this range that is not named was not listed. That proves nothing (lists lag and skip), but it is
     worth a look.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    bought_from: AwareDatetime
-    bought_until: AwareDatetime = Field(description="not included")
-    order_ids: tuple[str, ...] = Field(description="what was listed there, and perhaps a few more")
-    observed_at: AwareDatetime = Field(description="an order looked at since then is known better than by this list")
+    bought_from: _Moment
+    bought_until: Annotated[_Moment, Meta(description="not included")]
+    order_ids: Annotated[tuple[str, ...], Meta(description="what was listed there, and perhaps a few more")]
+    observed_at: Annotated[_Moment, Meta(description="an order looked at since then is known better than by this list")]
 
 
-class WindowProgressed(_Record):
+class WindowProgressed(_Record, frozen=True, kw_only=True, gc=False, tag="window-progressed"):
     """A page of a walk was read; carries what it cost, how much there is, and which range it completed."""
 
-    kind: Literal["window-progressed"] = "window-progressed"
     run_id: UUID
-    attempt: int = Field(ge=1)
-    page: int = Field(ge=0)
-    requests: int = Field(ge=0)
+    attempt: _Attempt
+    page: _Number
+    requests: _Number
     orders_expected: int | None = None
     covered: CoveredRange | None = None
 
 
-class OrderState(_Record):
+class OrderState(_Record, frozen=True, kw_only=True, gc=False, tag="order-state"):
     """An order as our copy has it after its latest change: the topic keeps the last record of each order.
 
     There is no tombstone: an order that Allegro no longer has keeps its state, with `gone_at` set.
@@ -258,40 +247,19 @@ class OrderState(_Record):
 
     raw_field: ClassVar[str | None] = "order"
 
-    kind: Literal["order-state"] = "order-state"
-    token_id: int = Field(gt=0, description="our id of the connected seller")
-    order_id: str = Field(description="Allegro's order id; also the record's key")
-    observed_at: AwareDatetime = Field(description="when this state was looked at; never goes back for an order")
-    updated_at: AwareDatetime = Field(description="when our copy changed")
-    gone_at: AwareDatetime | None = Field(default=None, description="Allegro no longer has the order since")
+    token_id: Annotated[int, Meta(gt=0, description="our id of the connected seller")]
+    order_id: Annotated[str, Meta(description="Allegro's order id; also the record's key")]
+    observed_at: Annotated[_Moment, Meta(description="when this state was looked at; never goes back for an order")]
+    updated_at: Annotated[_Moment, Meta(description="when our copy changed")]
+    gone_at: Annotated[_Moment | None, Meta(description="Allegro no longer has the order since")] = None
     gone_reason: str | None = None
-    successor_order_id: str | None = Field(default=None, description="the order it was merged into")
-    order: RawJson
+    successor_order_id: Annotated[str | None, Meta(description="the order it was merged into")] = None
+    order: _AsItCame
 
     @property
     def key(self) -> bytes:
         return self.order_id.encode()
 
-
-EventsRecord = Annotated[OrderEvent | OrderFetch, Field(discriminator="kind")]
-WindowsRecord = OrderWindow
-OrdersRecord = Annotated[
-    OrderObserved | OrderMissing | OrderFetchFailed | WindowProgressed | WindowFinished,
-    Field(discriminator="kind"),
-]
-StateRecord = OrderState
-AnyRecord = Annotated[
-    OrderEvent
-    | OrderFetch
-    | OrderWindow
-    | OrderObserved
-    | OrderMissing
-    | OrderFetchFailed
-    | WindowProgressed
-    | WindowFinished
-    | OrderState,
-    Field(discriminator="kind"),
-]
 
 Record = (
     OrderEvent
@@ -305,9 +273,28 @@ Record = (
     | OrderState
 )
 
-_ADAPTER: TypeAdapter[Record] = TypeAdapter(AnyRecord)
+KINDS: Mapping[str, tuple[type[Record], ...]] = {
+    "order-events": (OrderEvent, OrderFetch),
+    "order-windows": (OrderWindow,),
+    "orders": (OrderObserved, OrderMissing, OrderFetchFailed, WindowProgressed, WindowFinished),
+    "order-state": (OrderState,),
+}
+"""The records of each topic."""
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, RawJson):
+        return msgspec.Raw(value)
+    if isinstance(value, UUID):  # asyncpg has a class of its own
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_as_json).encode
+_RECORD: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 _TOP_LEVEL = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_RAW_FIELDS = ("event", "order")
+# A value may be anybody's data: a complaint names the field, not what stands there.
+_QUOTED = re.compile(r"Invalid (?:enum )?value .*", re.DOTALL)
 
 
 def decode(value: bytes | None) -> Record:
@@ -315,40 +302,49 @@ def decode(value: bytes | None) -> Record:
     if value is None:
         raise UnreadableRecordError("the record has no value (tombstone)")
     try:
-        plain = _fields(value)
+        record, text = _read(value)
+        field = record.raw_field
+        if field is not None:
+            raw = RawJson(getattr(record, field) if text is value else _original(value, text, field))
+            if raw[:1] != b"{":
+                raise UnreadableRecordError(f"{field}: must be a JSON object")
+            msgspec.structs.force_setattr(record, field, raw)
+    except msgspec.ValidationError as error:
+        raise UnreadableRecordError(_explain(error)) from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UnreadableRecordError(f"not a JSON object: {error}") from error
-    try:
-        return _ADAPTER.validate_python(plain)
-    except ValidationError as error:
-        raise UnreadableRecordError(_explain(error)) from error
+    return record
 
 
-def _fields(value: bytes) -> dict[str, Any]:
-    """The record's fields decoded, but what came from Allegro as the bytes it is, readable or not."""
-    text = value
+def _read(value: bytes) -> tuple[Record, bytes]:
+    """The record, and the text that was read: a stand-in where the value itself cannot be."""
     try:
-        fields = _TOP_LEVEL.decode(value)
+        return _RECORD.decode(value), value
+    except msgspec.ValidationError:
+        raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = readable(value)
-        try:
-            fields = _TOP_LEVEL.decode(text)
-        except RecursionError:
-            text = shallow(text)
-            fields = _TOP_LEVEL.decode(text)
-    raws = dict(zip(fields, originals(value, text, fields.values()), strict=True)) if text is not value else {}
-    return {
-        name: raws.get(name) or RawJson(raw) if name in _RAW_FIELDS else msgspec.json.decode(raw)
-        for name, raw in fields.items()
-    }
+    try:
+        return _RECORD.decode(text), text
+    except RecursionError:
+        text = shallow(text)
+        return _RECORD.decode(text), text
 
 
-def _explain(error: ValidationError) -> str:
-    """Field and complaint of every violation, without the offending input: it may hold a buyer's data."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in item['loc']) or 'record'}: {item['msg']}"
-        for item in error.errors(include_input=False)
-    )
+def _original(value: bytes, text: bytes, field: str) -> bytes:
+    """What came from Allegro, readable or not, where the record was read from a stand-in."""
+    fields = _TOP_LEVEL.decode(text)
+    return dict(zip(fields, originals(value, text, fields.values()), strict=True))[field]
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    """Field and complaint, without the offending input: it may hold a buyer's data."""
+    complaint, _, path = str(error).rpartition(" - at `$")
+    if not complaint:
+        complaint, path = path, ""
+    if not path and complaint.startswith("Expected `object`"):
+        return f"not a JSON object: {complaint}"
+    return f"{path.strip('.`') or 'record'}: {_QUOTED.sub('not one of the known values', complaint)}"
 
 
 def headers(
@@ -387,12 +383,12 @@ def _text_of(record_headers: Sequence[tuple[str, bytes | None]], wanted: str) ->
 
 def json_schemas() -> Mapping[str, Any]:
     """The JSON Schema of each topic's records; written to `docs/` and compared by a test."""
-    return {
-        "order-events": TypeAdapter(EventsRecord).json_schema(by_alias=True),
-        "order-windows": TypeAdapter(WindowsRecord).json_schema(by_alias=True),
-        "orders": TypeAdapter(OrdersRecord).json_schema(by_alias=True),
-        "order-state": TypeAdapter(StateRecord).json_schema(by_alias=True),
-    }
+    return {topic: _schema(kinds) for topic, kinds in KINDS.items()}
+
+
+def _schema(kinds: tuple[type[Record], ...]) -> dict[str, Any]:
+    (schema,), definitions = msgspec.json.schema_components([Union[kinds]], ref_template="#/$defs/{name}")  # noqa: UP007 - of a tuple
+    return {**schema, "$defs": definitions}
 
 
 def utc(moment: datetime) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from uuid import UUID
 
+import msgspec
 from aiokafka import ConsumerRecord
 
 from shared.allegro.bodies import UnreadablePart
@@ -47,7 +48,7 @@ class Publisher:
                     await publish([_failed(record, error)])
                 case WindowProgressed() if record.covered is not None:
                     # What it lists is too long: nothing is compared with it then.
-                    await publish([record.model_copy(update={"covered": None})])
+                    await publish([msgspec.structs.replace(record, covered=None)])
                 case _:
                     raise error
 

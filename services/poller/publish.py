@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from shared.allegro.bodies import UnreadablePart
 from shared.delivery import DeadLetter
 from shared.kafka import RecordProducer, UnsendableRecordError
@@ -113,11 +115,10 @@ def _with_a_stand_in(record: OrderEvent) -> OrderEvent:
             "sha256": hashlib.sha256(record.event).hexdigest(),
         },
     }
-    return record.model_copy(
-        update={
-            "event_type": known["type"],
-            "order_id": order_id,
-            "revision": revision,
-            "event": RawJson(json.dumps(known).encode()),
-        }
+    return replace(
+        record,
+        event_type=known["type"],
+        order_id=order_id,
+        revision=revision,
+        event=RawJson(json.dumps(known).encode()),
     )

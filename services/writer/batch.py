@@ -12,6 +12,7 @@ from datetime import datetime
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
+from msgspec.structs import replace
 
 from services.writer.unstorable import Storable, as_it_came
 from shared.allegro.bodies import OrderFacts, UnreadableBodyError, order_facts
@@ -235,7 +236,7 @@ def _add_progress(batch: Batch, record: WindowProgressed) -> None:
         expected = record.orders_expected
         if expected is None and known is not None:
             expected = known.orders_expected
-        batch.progressed[key] = record.model_copy(update={"orders_expected": expected})
+        batch.progressed[key] = replace(record, orders_expected=expected)
 
 
 def wanted_fetches(events: Sequence[OrderEvent]) -> dict[OrderKey, WantedFetch]:

@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from aiokafka import ConsumerRecord
+from msgspec.structs import replace
 
 from services.enricher.bulk import BulkHandler
 from services.writer.batch import collect
@@ -447,7 +448,7 @@ async def a_second_run(pool: asyncpg.Pool, number: int) -> OrderWindow:
     token_id = await a_token(pool, user_id=f"shop-{number}")
     run_id = UUID(int=number)
     await a_run(pool, token_id=token_id, run_id=run_id, attempt=0)
-    return WINDOW.model_copy(update={"token_id": token_id, "run_id": run_id})
+    return replace(WINDOW, token_id=token_id, run_id=run_id)
 
 
 async def test_sellers_whose_calls_fail_leave_the_slots_to_others(world: World) -> None:

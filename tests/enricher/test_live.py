@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 from aiokafka import ConsumerRecord
+from msgspec.structs import replace
 
 from services.enricher.live import LiveHandler
 from services.enricher.pages import PagePlaces
@@ -154,8 +155,7 @@ async def test_a_burst_of_events_of_one_order_is_one_look(world: World) -> None:
 async def test_looks_single_ones_and_those_on_pages_name_the_runs_that_wanted_them(world: World, now: float) -> None:
     world.clock.moment = after(now)
     events = [
-        an_event(number, order_id=f"o-{number}", last=9).model_copy(update={"bought_at": after(number)})
-        for number in range(10)
+        replace(an_event(number, order_id=f"o-{number}", last=9), bought_at=after(number)) for number in range(10)
     ]
 
     looked = await world.handle(*events)
@@ -175,10 +175,7 @@ async def test_an_event_that_the_last_look_covers_costs_nothing(world: World) ->
 
 async def test_an_old_backlog_is_read_by_pages_whose_looks_are_dated_back(world: World) -> None:
     world.clock.moment = after(600)
-    events = [
-        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number)})
-        for number in range(100)
-    ]
+    events = [replace(an_event(number, order_id=f"o-{number}"), bought_at=after(number)) for number in range(100)]
 
     looked = await world.handle(*events)
 
@@ -190,9 +187,7 @@ async def test_an_old_backlog_is_read_by_pages_whose_looks_are_dated_back(world:
 async def test_what_no_page_shows_is_fetched_singly_and_so_is_all_when_the_list_fails(world: World) -> None:
     world.clock.moment = after(600)
     world.allegro.failing["list"] = AllegroUnavailableError("503")
-    events = [
-        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number)}) for number in range(10)
-    ]
+    events = [replace(an_event(number, order_id=f"o-{number}"), bought_at=after(number)) for number in range(10)]
 
     looked = await world.handle(*events)
 
@@ -206,11 +201,9 @@ async def test_looks_tell_what_they_cost_pages_in_vain_included(world: World, li
     world.allegro.failing["o-3"] = AllegroUnavailableError("503")
     if list_fails:
         world.allegro.failing["list"] = AllegroUnavailableError("503")
-    old = [
-        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number)}) for number in range(10)
-    ]
+    old = [replace(an_event(number, order_id=f"o-{number}"), bought_at=after(number)) for number in range(10)]
     elsewhere = [
-        an_event(number, order_id=f"o-{number}").model_copy(update={"bought_at": after(number % 7)})
+        replace(an_event(number, order_id=f"o-{number}"), bought_at=after(number % 7))
         for number in range(200, 210)  # no page shows these
     ]
     new = an_event(1000, order_id="o-50", wanted_after=after(599))
@@ -359,7 +352,7 @@ def a_fetch(number: int) -> OrderFetch:
 
 async def test_looks_of_a_stopped_run_are_not_made_but_those_that_an_event_wants_are(world: World) -> None:
     world.stops.stopped = {"o-1", "o-2", "o-3"}
-    unknown = a_fetch(3).model_copy(update={"run_id": None})
+    unknown = replace(a_fetch(3), run_id=None)
 
     looked = await world.handle(a_fetch(1), a_fetch(2), an_event(1, order_id="o-2"), unknown, a_fetch(4))
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+from msgspec.structs import replace
 
 from services.enricher.pages import PagePlaces
 from shared.allegro.bodies import OrderPage
@@ -61,7 +62,7 @@ class Sellers(World):
 
 def _backlog() -> list[OrderEvent]:
     return [
-        an_event(number, order_id=f"o-{number}", last=_ORDERS).model_copy(update={"bought_at": after(number)})
+        replace(an_event(number, order_id=f"o-{number}", last=_ORDERS), bought_at=after(number))
         for number in range(_ORDERS)
     ]
 

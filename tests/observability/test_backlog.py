@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from services.poller.backlog import Backlog
@@ -91,7 +92,7 @@ async def test_an_open_dead_letter_is_told_until_somebody_has_dealt_with_it(pool
 async def test_freshness_counts_from_the_event_to_the_look_that_shows_it(pool: asyncpg.Pool) -> None:
     await a_token(pool)
     now = await pool.fetchval("SELECT now()")
-    event = an_event(wanted_after=now).model_copy(update={"wanted_after": now})
+    event = replace(an_event(wanted_after=now), wanted_after=now)
     await store(pool, event)
 
     early = await store(pool, an_observation(observed_at=after(-60)))

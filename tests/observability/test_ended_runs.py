@@ -84,9 +84,8 @@ def a_planner(pool: asyncpg.Pool) -> TaskPlanner:
 
 
 def an_end(outcome: str, **fields: Any) -> WindowFinished:
-    return WindowFinished.model_validate(
-        {"token_id": 1, "run_id": A_RUN, "attempt": 1, "orders": 0, "requests": 3, "outcome": outcome, **fields}
-    )
+    given: dict[str, Any] = {"outcome": outcome, **fields}
+    return WindowFinished(token_id=1, run_id=A_RUN, attempt=1, orders=0, requests=3, **given)
 
 
 @pytest.mark.parametrize("outcome", ["completed", "stopped", "failed", "stalled"])

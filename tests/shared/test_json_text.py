@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shared.allegro.bodies import journal_events, order_facts, order_list
 from shared.json_text import may_lose_a_field, originals, readable, shallow
@@ -108,7 +109,7 @@ def test_one_event_costs_a_page_of_the_journal_no_other() -> None:
 @TOXIC
 def test_a_record_carries_it_byte_for_byte(toxic: bytes) -> None:
     observed = an_observation(order_id="bad", body=RawJson(toxic))
-    event = an_event().model_copy(update={"event": RawJson(toxic)})
+    event = replace(an_event(), event=RawJson(toxic))
 
     read, read_event = decode(observed.encode()), decode(event.encode())
 

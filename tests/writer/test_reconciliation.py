@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from services.writer.batch import collect
 from services.writer.store import Store, Written
@@ -196,7 +197,7 @@ class TestTheRun:
         await store(pool, page())
         await pool.execute("UPDATE sync_history SET kind = $1", kind)
 
-        for_good = a_failure("a").model_copy(update={"retry_after_seconds": None})
+        for_good = replace(a_failure("a"), retry_after_seconds=None)
         await store(pool, for_good, gone("b"), end(0))
         await store(pool, for_good)
 
@@ -388,9 +389,7 @@ class TestMerging:
 
     async def test_orders_of_another_seller_are_not_linked(self, pool: asyncpg.Pool) -> None:
         other = await a_token(pool, user_id="shop-2")
-        await store(
-            pool, a_form("one", "1"), gone("one"), a_form("both", "1", "2").model_copy(update={"token_id": other})
-        )
+        await store(pool, a_form("one", "1"), gone("one"), replace(a_form("both", "1", "2"), token_id=other))
 
         assert await successors(pool) == {"one": None, "both": None}
 

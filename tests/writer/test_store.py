@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from services.writer.batch import advance_cursor, collect
 from services.writer.store import RefusedError, Store, Written
@@ -278,11 +279,11 @@ class TestRuns:
         for _ in range(2):
             await store(
                 pool,
-                an_event(100, last=200).model_copy(update=read),
-                an_event(200, follows=100, order_id="b", last=200).model_copy(update=read),
+                replace(an_event(100, last=200), **read),
+                replace(an_event(200, follows=100, order_id="b", last=200), **read),
             )
             await store(pool, failure)
-            await store(pool, an_observation(after(1)).model_copy(update={"requests": 1}))
+            await store(pool, replace(an_observation(after(1)), requests=1))
         after_the_first = await the_run(pool)
         missing = OrderMissing(token_id=1, order_id="b", observed_at=after(1), reason="404", requests=1)
         await store(pool, missing, missing)
@@ -293,7 +294,7 @@ class TestRuns:
 
     async def test_what_two_runs_share_is_paid_by_one_of_them(self, pool: asyncpg.Pool) -> None:
         await store(pool, an_event(100, run_id=A_RUN), an_event(200, follows=100, run_id=ANOTHER_RUN))
-        await store(pool, an_observation(after(1)).model_copy(update={"requests": 1}))
+        await store(pool, replace(an_observation(after(1)), requests=1))
 
         runs = await pool.fetch("SELECT orders_processed, requests FROM sync_history ORDER BY requests")
         assert [tuple(run) for run in runs] == [(1, 0), (1, 1)]
@@ -493,9 +494,7 @@ class TestALookThatIsStoredBeforeItsEvent:
     """The two come on different topics: whichever is first, the run is told the same (requirement B8)."""
 
     EVENTS = (an_event(100, last=101, wanted_after=NOON), an_event(101, follows=100, last=101, wanted_after=after(1)))
-    LOOK = an_observation(after(5)).model_copy(
-        update={"wanted_by": (WantedBy(run_id=A_RUN, last_event_id=101),), "requests": 2}
-    )
+    LOOK = replace(an_observation(after(5)), wanted_by=(WantedBy(run_id=A_RUN, last_event_id=101),), requests=2)
 
     @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
     async def test_the_run_counts_it_once_whatever_comes_first(self, pool: asyncpg.Pool, order: Sequence[int]) -> None:
@@ -516,7 +515,7 @@ class TestALookThatIsStoredBeforeItsEvent:
         await store(pool, self.LOOK)
         waiting = (await the_run(pool))["status"]
 
-        again = [event.model_copy(update={"run_id": ANOTHER_RUN}) for event in self.EVENTS]
+        again = [replace(event, run_id=ANOTHER_RUN) for event in self.EVENTS]
         await store(pool, *again)
 
         assert waiting == "running"
