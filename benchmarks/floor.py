@@ -36,12 +36,12 @@ _FUNCTIONS: Final = 4
 # Less of a stage's time is not worth a line.
 _LEAST_SHARE: Final = 0.01
 # The innermost frame that belongs to one of these decides. Where C code works, its Python caller is what is seen:
-# msgspec's and pydantic's in the two modules of ours that read bodies and records.
+# msgspec's in the two modules of ours that read bodies and records.
 _KINDS: Final = {
     "Kafka client": ("aiokafka/",),
     "HTTP": ("httpx/", "pyreqwest/", "shared/allegro/http.py", "shared/allegro/transport.py"),
     "SQL": ("asyncpg/",),
-    "JSON": ("json/", "msgspec/", "pydantic/", "shared/messages.py", "shared/allegro/bodies.py"),
+    "JSON": ("json/", "msgspec/", "shared/messages.py", "shared/allegro/bodies.py"),
     "encryption": ("cryptography/", "shared/encryption.py"),
     "metrics and logs": ("prometheus_client/", "logging/", "structlog/", "shared/logs.py"),
     _OURS: ("services/", "shared/"),

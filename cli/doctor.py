@@ -42,6 +42,8 @@ from shared.settings import (
 )
 
 _SECONDS = 10.0
+# Of a single request; the time above is over before.
+_LONGEST_SECONDS = 2 * _SECONDS
 _CLOCK_TOLERANCE = timedelta(seconds=5)
 
 
@@ -150,7 +152,7 @@ async def _topics(settings: _Settings) -> Finding:
 
 async def _allegro(settings: _Settings) -> Finding:
     async with open_http(settings) as http:
-        answer = await http.request("GET", f"{settings.api_url}/order/event-stats", timeout_seconds=_SECONDS)
+        answer = await http.request("GET", f"{settings.api_url}/order/event-stats", timeout_seconds=_LONGEST_SECONDS)
     if answer.is_server_error:
         return Finding("Allegro", f"{settings.api_url} answers {answer.status}", "wait: nothing is lost meanwhile")
     if answer.status != httpx.codes.UNAUTHORIZED:
@@ -167,7 +169,7 @@ async def _client_id(settings: _Settings) -> Finding:
             f"{settings.auth_url}/auth/oauth/token",
             data={"grant_type": "refresh_token", "refresh_token": "none"},
             headers={"Authorization": basic_authorization(settings).reveal()},
-            timeout_seconds=_SECONDS,
+            timeout_seconds=_LONGEST_SECONDS,
         )
     error = from_oauth_answer(Endpoint.TOKEN.value, answer.status, answer.body, retry_after=answer.retry_after)
     if isinstance(error, InvalidClientError):

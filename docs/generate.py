@@ -115,7 +115,7 @@ def examples() -> Mapping[str, Sequence[Record]]:
                 order_id=order_id,
                 wanted_after=wanted_after,
                 attempts=3,
-                retry_after_seconds=30,
+                retry_after_seconds=30.0,
                 error="AllegroUnavailableError: 503: ServiceTimeoutException [detail]",
             ),
             WindowProgressed(
@@ -162,9 +162,7 @@ def _rows(record: Record) -> Iterator[str]:
     _, definitions = msgspec.json.schema_components([type(record)])
     schema = definitions[type(record).__name__]
     for name, field in schema["properties"].items():
-        required = "yes" if name in schema["required"] else f"no: `{json.dumps(field.get('default'))}`"
-        if name == "schema":  # it is always there, and a reader relies on it
-            required = "yes"
+        required = "yes" if name in asyncapi.always_there(schema) else f"no: `{json.dumps(field.get('default'))}`"
         kind = _type_of(field, definitions).replace("|", "\\|")
         yield f"| `{name}` | {kind} | {required} | {field.get('description', '')} |"
 

@@ -71,6 +71,11 @@ def _channels(topics: Topics) -> Sequence[_Channel]:
     )
 
 
+def always_there(schema: Mapping[str, Any]) -> frozenset[str]:
+    """The fields of a record that a reader finds in each: those that it needs, and the version, which has a default."""
+    return frozenset(schema["required"]) | {"schema"}
+
+
 def _described(channel: _Channel) -> dict[str, Any]:
     kinds = [_kind(record) for record in channel.records]
     return {

@@ -113,8 +113,10 @@ class RecordProducer:
                 acknowledgements = await batches.put(topic, outgoing)
                 # Waiting does not own them: others wait for the same batches, whatever becomes of this publication.
                 await asyncio.wait(acknowledgements)
-            for acknowledgement in acknowledgements:
-                acknowledgement.result()
+            while (
+                acknowledgements
+            ):  # nothing here refers to one that failed: error and traceback would hold the records
+                acknowledgements.pop().result()
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
             # Nobody else's: what is larger than a batch has one to itself.
             if self._settings.kafka_idempotent_producer:

@@ -2,14 +2,12 @@
 
 A record's value is one JSON object. What came from Allegro (`event`, `order`) stands in it byte for byte: it is
 spliced in on the way out and cut out on the way in, never decoded (promise P9). Everything else is validated on the way
-in. These are msgspec's structs: every order is read and written as a record several times, and pydantic took five times
-as long for it (docs/benchmarks.md).
+in; what we write ourselves is checked by mypy.
 
 Compatibility: fields may be added with a default under the same `schema`; anything else needs a new number, and
 readers refuse a number they do not know (the record becomes a dead letter, it is not guessed at).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
@@ -75,7 +73,10 @@ class _Record(_Part, frozen=True, kw_only=True, gc=False, tag_field="kind", rena
     ]
 
     def encode(self) -> bytes:
-        """The record's value; what came from Allegro stands in it untouched."""
+        """The record's value; what came from Allegro stands in it untouched. Raises ValueError where that is no object:
+        nobody could read the record."""
+        if self.raw_field is not None and not _is_object(getattr(self, self.raw_field)):
+            raise ValueError(f"{self.kind}: {self.raw_field}: must be a JSON object as it came")
         return _encode(self)
 
     @property
@@ -293,8 +294,8 @@ def _as_json(value: Any) -> Any:
 _encode = msgspec.json.Encoder(enc_hook=_as_json).encode
 _RECORD: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 _TOP_LEVEL = msgspec.json.Decoder(dict[str, msgspec.Raw])
-# A value may be anybody's data: a complaint names the field, not what stands there.
-_QUOTED = re.compile(r"Invalid (?:enum )?value .*", re.DOTALL)
+# Complaints of msgspec that name types, bounds and fields of ours; what else it says may quote anybody's data.
+_QUOTES_NOTHING = ("Expected `", "Object missing required field `", "Invalid RFC3339", "Invalid UUID")
 
 
 def decode(value: bytes | None) -> Record:
@@ -302,39 +303,48 @@ def decode(value: bytes | None) -> Record:
     if value is None:
         raise UnreadableRecordError("the record has no value (tombstone)")
     try:
-        record, text = _read(value)
-        field = record.raw_field
-        if field is not None:
-            raw = RawJson(getattr(record, field) if text is value else _original(value, text, field))
-            if raw[:1] != b"{":
-                raise UnreadableRecordError(f"{field}: must be a JSON object")
-            msgspec.structs.force_setattr(record, field, raw)
+        record, originals_by_field = _read(value)
     except msgspec.ValidationError as error:
         raise UnreadableRecordError(_explain(error)) from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UnreadableRecordError(f"not a JSON object: {error}") from error
+    field = record.raw_field
+    if field is not None:
+        raw = RawJson(originals_by_field.get(field) or getattr(record, field))
+        if not _is_object(raw):
+            raise UnreadableRecordError(f"{field}: must be a JSON object")
+        msgspec.structs.force_setattr(record, field, raw)
     return record
 
 
-def _read(value: bytes) -> tuple[Record, bytes]:
-    """The record, and the text that was read: a stand-in where the value itself cannot be."""
+def _is_object(raw: Any) -> bool:
+    return isinstance(raw, RawJson) and raw.lstrip().startswith(b"{")
+
+
+def _read(value: bytes) -> tuple[Record, Mapping[str, bytes]]:
+    """The record, and where a stand-in of its value had to be read, its fields as they came."""
     try:
-        return _RECORD.decode(value), value
+        return _RECORD.decode(value), {}
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = readable(value)
     try:
-        return _RECORD.decode(text), text
+        record = _RECORD.decode(text)
     except RecursionError:
         text = shallow(text)
-        return _RECORD.decode(text), text
+        record = _RECORD.decode(text)
+    return record, _originals(value, text, record.raw_field)
 
 
-def _original(value: bytes, text: bytes, field: str) -> bytes:
-    """What came from Allegro, readable or not, where the record was read from a stand-in."""
+def _originals(value: bytes, text: bytes, raw_field: str | None) -> Mapping[str, bytes]:
+    """The fields as they came; raises UnicodeDecodeError for one of ours that is not UTF-8: a stand-in is no name."""
     fields = _TOP_LEVEL.decode(text)
-    return dict(zip(fields, originals(value, text, fields.values()), strict=True))[field]
+    parts = dict(zip(fields, originals(value, text, fields.values()), strict=True))
+    for name, part in parts.items():
+        if name != raw_field:
+            part.decode()
+    return parts
 
 
 def _explain(error: msgspec.ValidationError) -> str:
@@ -344,7 +354,8 @@ def _explain(error: msgspec.ValidationError) -> str:
         complaint, path = path, ""
     if not path and complaint.startswith("Expected `object`"):
         return f"not a JSON object: {complaint}"
-    return f"{path.strip('.`') or 'record'}: {_QUOTED.sub('not one of the known values', complaint)}"
+    told = complaint if complaint.startswith(_QUOTES_NOTHING) else "not a value that is known here"
+    return f"{path.strip('.`') or 'record'}: {told}"
 
 
 def headers(

@@ -1,8 +1,8 @@
 """Rows of tokens, read at every call, but many at a time.
 
 A call may use a token only as it is at that moment (it may have been refreshed, deactivated or replaced by another
-process), so nothing is kept. But calls that come while a query is under way share the next one, and a query waits for a
-moment for more of them.
+process), so nothing is kept. But calls that come while a query is under way share the next one, and a query that would
+begin right after another waits for a moment for more of them.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from shared.lately import Lately
 from shared.logs import remember_user
 
 # From one query to the next at least. A call takes many times as long, and a query costs as much for one as for fifty.
-# Where many calls come it is longer. Many are twice what Allegro lets one client id have, 150 a second.
+# Where many calls come it is longer. So many lately are twice what Allegro lets one client id have, 150 a second.
 _SHORT_SPACING_SECONDS = 0.005
 _LONG_SPACING_SECONDS = 0.02
 _MANY_CALLS = 200
@@ -69,6 +69,7 @@ class TokenLookups:
                 asked, self._asked = self._asked, defaultdict(list)
                 self._next_at = clock() + self._spacing_seconds(sum(map(len, asked.values())), clock())
                 await self._answer(asked)
+                del asked  # and what was decrypted for them
         finally:
             self._reading = None
 

@@ -6,6 +6,7 @@ machine whose wall clock jumps. No code of the product knows of this.
 """
 
 import datetime as real
+import importlib
 import runpy
 import sys
 import time
@@ -53,6 +54,7 @@ def _shifted(original: type[real.datetime], delta: real.timedelta) -> type[real.
 def main(arguments: list[str]) -> None:
     """Shift the clock and become the module."""
     seconds, module = float(arguments[0]), arguments[1]
+    importlib.import_module("shared.messages")  # msgspec takes the real class for a type of a field, and no other
     shift_clock(seconds)
     sys.argv = [module, *arguments[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -87,9 +87,9 @@ class Probes:
         await partitions_of(self._settings)
 
     async def _ask_allegro(self) -> None:
-        # Without a token the API refuses, which shows that it is there.
+        # Without a token the API refuses, which shows that it is there. The time-out is that of `_look`.
         answer = await self._http.request(
-            "GET", self._settings.api_url + "/order/event-stats", timeout_seconds=_ANSWER_SECONDS
+            "GET", self._settings.api_url + "/order/event-stats", timeout_seconds=2 * _ANSWER_SECONDS
         )
         if answer.is_server_error:
             raise AllegroUnavailableError(str(answer.status))

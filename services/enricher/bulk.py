@@ -311,6 +311,7 @@ class BulkHandler:
             return await calling
         finally:
             calling.cancel()
+            del calling  # else an error, its traceback and the task hold each other, and with them the answer's body
 
     async def _wait(self, attempt: _Attempt, seconds: float) -> None:
         while seconds > 0:

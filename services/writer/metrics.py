@@ -49,7 +49,7 @@ class Metrics:
         )
         self.batch_seconds = Histogram(
             "orders_backup_writer_batch_seconds",
-            "Time to store a batch, or half of one under load; rising values mean the database is the bottleneck.",
+            "Time to store a batch, or half of a large one; rising values mean the database is the bottleneck.",
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
 

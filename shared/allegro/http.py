@@ -39,7 +39,10 @@ class AllegroHttp:
         timeout_seconds: float,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Answer:
-        """One request, and its whole answer, whatever its status; raises TRANSPORT_ERRORS, AnswerTooLargeError."""
+        """One request, and its whole answer, whatever its status.
+
+        Raises TRANSPORT_ERRORS, of which TIMEOUTS after `timeout_seconds` in all, and AnswerTooLargeError.
+        """
         sent = headers or {}
         body = None
         if data is not None:
@@ -52,9 +55,11 @@ class AllegroHttp:
         )
         if len(answer.body) <= max_bytes:
             return answer
-        if answer.status == httpx.codes.OK:
+        bare = Answer(answer.status, answer.headers, b"")
+        del answer  # the traceback of an error must not hold the body
+        if bare.status == httpx.codes.OK:
             raise AnswerTooLargeError(f"the answer is larger than {max_bytes} bytes")
-        return Answer(answer.status, answer.headers, b"")  # of a refusal, only its status is then known
+        return bare  # of a refusal, only its status is then known
 
     async def __aenter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ from contextvars import ContextVar, Token
 
 
 class Tally:
-    """Count the `requests` of everything that is begun inside; an inner tally counts its own for itself."""
+    """Count the `requests` of everything that is begun inside; an inner tally counts its own for itself. Once each."""
 
     def __init__(self) -> None:
         self.requests = 0

@@ -13,6 +13,8 @@ _PROGRAM = """
 import json, sys, time
 from datetime import UTC, datetime
 import asyncpg, pydantic
+from shared.allegro.bodies import listed_order
+from shared.messages import OrderMissing, decode
 
 class Model(pydantic.BaseModel):
     moment: pydantic.AwareDatetime
@@ -22,6 +24,10 @@ print(json.dumps({
     "monotonic": time.monotonic(), "arguments": sys.argv[1:],
     "same": isinstance(datetime.fromtimestamp(0, UTC), datetime),
     "read": Model.model_validate_json('{"moment": "2026-10-10T12:00:00Z"}').moment.isoformat(),
+    "record": decode(
+        OrderMissing(token_id=1, order_id="a", observed_at=datetime.now(UTC), reason="404").encode()
+    ).observed_at.timestamp(),
+    "order": listed_order(b'{"id": "a", "lineItems": [{"boughtAt": "2026-10-10T12:00:00Z"}]}').bought_at.isoformat(),
 }))
 """
 
@@ -35,9 +41,9 @@ def test_only_the_wall_clock_is_shifted(tmp_path: Path) -> None:
     )
 
     told = json.loads(answer.stdout)
-    for clock in ("time", "time_ns", "now"):
+    for clock in ("time", "time_ns", "now", "record"):
         assert -60 < told[clock] - (datetime.now(UTC).timestamp() - 3600) <= 0, clock
     assert -60 < told["monotonic"] - time.monotonic() <= 0
     assert told["arguments"] == ["word"]
     assert told["same"]
-    assert told["read"] == "2026-10-10T12:00:00+00:00"
+    assert told["read"] == told["order"] == "2026-10-10T12:00:00+00:00"

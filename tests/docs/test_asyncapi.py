@@ -95,3 +95,5 @@ async def test_the_api_serves_it_with_the_real_names_of_the_topics() -> None:
     assert served.json() == json.loads(json.dumps(document(Topics("ours-"))))
     assert all(f"<code>{topic}</code>" in page.text for topic in Topics("ours-").all())
     assert "<script" not in page.text
+    assert "<tr><td><code>schema</code></td><td>yes</td>" in page.text
+    assert "<tr><td><code>schema</code></td><td>no</td>" not in page.text

@@ -1,7 +1,10 @@
 """Walks against real rows: fenced, resumable, stoppable, truthful (B3, B7, P11)."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -400,6 +403,28 @@ async def test_a_stop_does_not_wait_for_a_page_that_does_not_come(
 
     run = await world.run()
     assert (run["status"], run["orders_processed"]) == ("stopped", 100)
+
+
+async def test_what_a_failed_call_held_is_free_without_a_search_for_cycles() -> None:
+    held: list[weakref.ref[Exception]] = []
+
+    async def failing() -> OrderPage:
+        error = AllegroUnavailableError("503")
+        held.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    handler = object.__new__(BulkHandler)
+    gc.disable()
+    try:
+        with suppress(AllegroUnavailableError):
+            await handler._unless_stopped(None, failing())  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_calls_that_were_not_made_are_not_counted(world: World) -> None:

@@ -34,7 +34,7 @@ def settings(bootstrap: str, prefix: str) -> KafkaSettings:
         kafka_topic_partitions=3,
         kafka_replication_factor=1,
         kafka_idempotent_producer=False,
-        kafka_compression="lz4",
+        kafka_compression="zstd",
     )
 
 

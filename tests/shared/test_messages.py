@@ -6,19 +6,24 @@ from datetime import datetime
 from uuid import UUID
 
 import pytest
+from asyncpg.pgproto import pgproto
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shared.messages import (
+    CoveredRange,
     OrderEvent,
     OrderFetch,
     OrderFetchFailed,
     OrderMissing,
     OrderObserved,
+    OrderState,
     OrderWindow,
     RawJson,
     Record,
     UnreadableRecordError,
+    WantedBy,
     WindowFinished,
     WindowPlace,
     WindowProgressed,
@@ -27,17 +32,53 @@ from shared.messages import (
     headers,
     utc,
 )
-from tests.builders import A_RUN, NOON, an_event, an_observation, an_order_body
+from tests.builders import A_RUN, NOON, after, an_event, an_observation, an_order_body
 
 EVERY_KIND: list[Record] = [
     an_event(),
     OrderFetch(token_id=1, order_id="a", wanted_after=NOON, run_id=A_RUN),
     OrderWindow(token_id=1, run_id=A_RUN, bought_from=NOON, bought_to=NOON),
     an_observation(place=WindowPlace(run_id=A_RUN, attempt=1, sequence=0)),
+    replace(an_observation(), wanted_by=(WantedBy(run_id=A_RUN, last_event_id=7),), requests=2),
     OrderMissing(token_id=1, order_id="a", observed_at=NOON, reason="404"),
     OrderFetchFailed(token_id=1, order_id="a", wanted_after=NOON, attempts=1, error="503"),
+    OrderFetchFailed(
+        token_id=1, order_id="a", wanted_after=NOON, attempts=1, retry_after_seconds=0.5, error="", requests=3
+    ),
     WindowProgressed(token_id=1, run_id=A_RUN, attempt=1, page=1, requests=1),
+    WindowProgressed(
+        token_id=1,
+        run_id=A_RUN,
+        attempt=1,
+        page=1,
+        requests=1,
+        covered=CoveredRange(bought_from=NOON, bought_until=NOON, order_ids=("a", "b"), observed_at=NOON),
+    ),
     WindowFinished(token_id=1, run_id=A_RUN, attempt=1, orders=0, requests=1),
+    OrderState(token_id=1, order_id="a", observed_at=NOON, updated_at=NOON, gone_at=NOON, order=RawJson(b"{}")),
+]
+# As they stand on topics since before the records were structs.
+OLDER = [
+    (
+        b'{"schema":1,"token_id":1,"kind":"order-event","event_id":1791633600000000,"follows_event_id":0,'
+        b'"event_type":"BOUGHT","occurred_at":"2026-10-10T12:00:00Z","order_id":"7721b2f0-c4e8-11f1-904f-89bb34047197",'
+        b'"revision":null,"bought_at":"2026-10-10T12:00:00Z","fetch":true,"wanted_after":"2026-10-10T12:00:00Z",'
+        b'"run_id":"00000000-0000-4000-8000-000000000001","run_last_event_id":1791633600000000,"run_requests":0,'
+        b'"event":{"id": "1", "type": "BOUGHT"}}',
+        an_event(1791633600000000, event=RawJson(b'{"id": "1", "type": "BOUGHT"}')),
+    ),
+    (
+        b'{"schema":1,"token_id":1,"kind":"order-observed","order_id":"7721b2f0-c4e8-11f1-904f-89bb34047197",'
+        b'"observed_at":"2026-10-10T12:00:00.000001Z","observed_by":"list","place":{"run_id":'
+        b'"00000000-0000-4000-8000-000000000001","attempt":1,"sequence":0},"wanted_by":[],"requests":0,'
+        b'"order":{"id": 1}}',
+        an_observation(
+            after(0.000001),
+            by="list",
+            place=WindowPlace(run_id=A_RUN, attempt=1, sequence=0),
+            body=RawJson(b'{"id": 1}'),
+        ),
+    ),
 ]
 
 _JSON = st.recursive(
@@ -50,6 +91,23 @@ _JSON = st.recursive(
 @pytest.mark.parametrize("record", EVERY_KIND, ids=lambda record: record.kind)
 def test_what_is_written_is_read_back(record: Record) -> None:
     assert decode(record.encode()) == record
+
+
+@pytest.mark.parametrize(("value", "record"), OLDER, ids=["order-event", "order-observed"])
+def test_what_an_older_version_wrote_is_read(value: bytes, record: Record) -> None:
+    assert decode(value) == record
+
+
+def test_a_run_id_may_be_of_the_drivers_class() -> None:
+    record = OrderFetch(token_id=1, order_id="a", wanted_after=NOON, run_id=pgproto.UUID(str(A_RUN)))
+
+    assert decode(record.encode()) == replace(record, run_id=A_RUN)
+
+
+@pytest.mark.parametrize("body", [b'{"a":1}', RawJson(b"[]"), RawJson(b"")], ids=["no-raw-json", "array", "empty"])
+def test_a_record_that_nobody_could_read_is_not_written(body: RawJson) -> None:
+    with pytest.raises(ValueError, match="order-observed: order"):
+        replace(an_observation(), order=body).encode()
 
 
 @pytest.mark.parametrize("record", EVERY_KIND, ids=lambda record: record.kind)
@@ -107,6 +165,20 @@ def test_the_fields_of_a_record_may_come_in_any_order_with_new_ones_among_them()
             id="order-no-object",
         ),
         pytest.param(b'{"kind":' + b"[" * 100_000, "not a JSON object", id="deep-nesting"),
+        pytest.param(
+            an_event().encode().replace(b'"token_id":1', b'"token_id":"1"'), "token_id", id="number-in-quotes"
+        ),
+        pytest.param(an_event().encode().replace(b'"token_id":1', b'"token_id":true'), "token_id", id="boolean"),
+        pytest.param(
+            an_event().encode().replace(b'"bought_at":"2026-10-10T12:00:00Z"', b'"bought_at":"2026-10-10T12:00:00"'),
+            "bought_at",
+            id="moment-without-offset",
+        ),
+        pytest.param(
+            OrderFetch(token_id=1, order_id="a", wanted_after=NOON).encode().replace(b'"a"', b'"a\xff"'),
+            "utf-8",
+            id="name-that-is-not-utf-8",
+        ),
     ],
 )
 def test_an_unreadable_record_is_refused_by_the_name_of_its_fault(value: bytes | None, complaint: str) -> None:
@@ -128,6 +200,20 @@ def test_a_complaint_does_not_quote_the_buyer() -> None:
     )
 
     with pytest.raises(UnreadableRecordError) as caught:
+        decode(value)
+
+    assert "buyer@example.com" not in str(caught.value)
+
+
+@pytest.mark.parametrize("secret", ["buyer@example.com", "x - at `$.buyer@example.com` buyer@example.com"])
+@pytest.mark.parametrize(
+    "field", [b'"kind":"order-observed"', b'"observed_by":"detail"', b'"observed_at":"2026-10-10T12:00:00Z"']
+)
+def test_no_complaint_quotes_a_value(field: bytes, secret: str) -> None:
+    name = field.partition(b":")[0]
+    value = an_observation().encode().replace(field, name + b":" + json.dumps(secret).encode())
+
+    with pytest.raises(UnreadableRecordError, match=name.decode().strip('"')) as caught:
         decode(value)
 
     assert "buyer@example.com" not in str(caught.value)

@@ -440,7 +440,7 @@ class WatchedStore(Store):
             self.in_work.remove(tokens)
 
 
-async def test_under_load_two_transactions_are_made_at_a_time_and_never_of_one_seller(
+async def test_large_batches_are_two_transactions_at_a_time_and_never_of_one_seller(
     settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
 ) -> None:
     for number in range(2, 7):
@@ -459,6 +459,24 @@ async def test_under_load_two_transactions_are_made_at_a_time_and_never_of_one_s
     assert max(map(len, store.side_by_side)) == 2
     for together in store.side_by_side:
         assert sum(map(len, together)) == len(frozenset().union(*together))
+
+
+async def test_smaller_batches_are_one_transaction_each_however_many_come(
+    settings: KafkaSettings, pool: asyncpg.Pool, producer: RecordProducer, metrics: Metrics
+) -> None:
+    await a_token(pool, user_id="shop-2")
+    common: list[tuple[str, bytes | None]] = []
+    store = WatchedStore(pool)
+
+    async with running(a_writer(settings, store, producer, metrics)):
+        for stored in range(100, 700, 100):
+            records = [an_observation(token_id=1 + number % 2, order_id=f"{stored}-{number}") for number in range(100)]
+            await producer.publish_all(
+                settings.topics.orders, [(record.key, record.encode(), common) for record in records]
+            )
+            await until(partial(pool.fetchval, f"SELECT count(*) = {stored} FROM orders"))
+
+    assert max(map(len, store.side_by_side)) == 1
 
 
 async def test_after_a_bug_a_single_record_is_stored_without_waiting_for_a_full_batch(

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from shared.asyncapi import document
+from shared.asyncapi import always_there, document
 
 router = APIRouter(include_in_schema=False)
 
@@ -47,7 +47,7 @@ def _fields(schema: dict[str, Any]) -> Iterator[str]:
         return
     yield "<table border='1' cellpadding='4'><tr><th>field</th><th>required</th><th>meaning</th></tr>"
     for name, field in schema["properties"].items():
-        required = "yes" if name in schema.get("required", ()) or "const" in field else "no"
+        required = "yes" if name in always_there(schema) else "no"
         meaning = escape(field.get("description", ""))
         yield f"<tr><td><code>{escape(name)}</code></td><td>{required}</td><td>{meaning}</td></tr>"
     yield "</table>"

@@ -15,6 +15,7 @@ import pytest
 
 from shared.allegro.client import AllegroClient, Seller, backoff_seconds
 from shared.allegro.errors import (
+    AllegroTimeoutError,
     AllegroUnavailableError,
     OrderNotFoundError,
     RateLimitedError,
@@ -449,6 +450,20 @@ class TestHttp:
         async with open_http(chosen) as http:
             client = AllegroClient(http, chosen, Vault(), Limits(), NO_OUTAGE, Clock())  # type: ignore[arg-type]
             with pytest.raises(AllegroUnavailableError, match=r"no answer within 0\.3 s"):
+                await client.me(7)
+        server.close()
+
+    async def test_the_real_transport_gives_up_in_time_where_no_answer_comes(self) -> None:
+        async def be_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # until the other side has given up
+            writer.close()
+
+        server = await asyncio.start_server(be_silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        chosen = settings(f"http://127.0.0.1:{port}", allegro_timeout_seconds=0.3)
+        async with open_http(chosen) as http:
+            client = AllegroClient(http, chosen, Vault(), Limits(), NO_OUTAGE, Clock())  # type: ignore[arg-type]
+            with pytest.raises(AllegroTimeoutError, match=r"no answer within 0\.3 s"):
                 await client.me(7)
         server.close()
 

@@ -20,7 +20,7 @@ from shared.allegro.errors import (
 )
 from shared.allegro.http import open_http
 from shared.database import open_pool
-from shared.encryption import Secret
+from shared.encryption import Keyring, Secret
 from shared.token_vault import (
     _LIMIT_LOCK,
     _LOCKED_SECONDS,
@@ -56,6 +56,26 @@ class TestAccessToken:
         assert (first.secret, second.secret) == (Secret(a_secret("first")), Secret(a_secret("second")))
         assert second.generation == first.generation + 1
         assert allegro.token_requests == 0
+
+    async def test_calls_at_once_share_a_query_and_decrypt_once_and_the_next_one_anew(
+        self, way: Way, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        token_id = await way.connected(a_pair("first"))
+        opened: list[str] = []
+
+        def open_(keyring: Keyring, envelope: bytes, *, belongs_to: str) -> Secret:
+            opened.append(belongs_to)
+            return _open(keyring, envelope, belongs_to=belongs_to)
+
+        _open = Keyring.open
+        monkeypatch.setattr(Keyring, "open", open_)
+
+        bearers = await asyncio.gather(*(way.vault.access_token(token_id) for _ in range(10)))
+        at_once = len(opened)
+        await way.vault.access_token(token_id)
+
+        assert {bearer.secret for bearer in bearers} == {Secret(a_secret("first"))}
+        assert (at_once, len(opened)) == (1, 2)
 
     async def test_an_expired_token_is_refreshed_before_it_is_used(self, way: Way, allegro: FakeAllegro) -> None:
         token_id = await way.connected(allegro.pair())

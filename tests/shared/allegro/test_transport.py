@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from shared.allegro.answer import Answer
 from shared.allegro.errors import AnswerTooLargeError
 from shared.allegro.http import MAX_ANSWER_BYTES, open_http
 from tests.shared.allegro.builders import settings
@@ -82,6 +83,16 @@ async def test_a_body_of_just_the_size_that_is_read_is_whole(server: Server, siz
         else:
             with pytest.raises(AnswerTooLargeError):
                 await http.request("GET", f"{url}/exact", params={"size": str(size)}, max_bytes=100, timeout_seconds=30)
+
+
+async def test_the_error_for_a_body_that_is_too_large_does_not_hold_it(server: Server) -> None:
+    """Whoever keeps the error keeps its traceback, and the traceback every variable on the way."""
+    async with serving(server) as url, open_http(settings(url)) as http:
+        with pytest.raises(AnswerTooLargeError) as raised:
+            await http.request("GET", f"{url}/exact", params={"size": "101"}, max_bytes=100, timeout_seconds=30)
+
+    held = [value for entry in raised.traceback for value in entry.frame.f_locals.values()]
+    assert not [value for value in held if isinstance(value, Answer) and value.body]
 
 
 async def test_of_a_refusal_with_a_large_body_the_status_is_known(server: Server) -> None:
