@@ -159,7 +159,7 @@ def _raw_bytes(records: Sequence[OrderObserved], plan: Plan) -> Measure:
     def parsed(record: OrderObserved) -> None:
         order = json.loads(record.order)
         order_facts(record.order)
-        body = {**json.loads(replace(record, order=type(record.order)(b"null")).encode()), "order": order}
+        body = {**json.loads(replace(record, order=type(record.order)(b"{}")).encode()), "order": order}
         read = decode(json.dumps(body).encode())
         assert isinstance(read, OrderObserved)  # noqa: S101 - as it was written
         json.dumps(json.loads(read.order))

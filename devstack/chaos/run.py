@@ -187,6 +187,7 @@ class Report:
                 "seed": options.seed,
                 "minutes": options.minutes,
                 "faults": len(self.done),
+                "faults_in_vain": sum(bool(one.in_vain) for one in self.done),
                 "faults_left_out": self.left_out,
                 "allegro_faults": sum(self.struck.values()),
                 "timeouts": self.timeouts,

@@ -70,16 +70,24 @@ CREATE TRIGGER chaos AFTER UPDATE OR DELETE ON order_events FOR EACH ROW EXECUTE
 
 CREATE FUNCTION chaos.watch_cursors() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO chaos.violations (what) VALUES (format('the cursor of token %s was deleted', OLD.user_token_id));
+        RETURN NULL;
+    END IF;
     IF NEW.stored_event_id < OLD.stored_event_id THEN
         INSERT INTO chaos.violations (what) VALUES (format('the cursor of token %s went back from %s to %s',
             OLD.user_token_id, OLD.stored_event_id, NEW.stored_event_id));
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos AFTER UPDATE ON journal_cursors FOR EACH ROW EXECUTE FUNCTION chaos.watch_cursors();
+CREATE TRIGGER chaos AFTER UPDATE OR DELETE ON journal_cursors FOR EACH ROW EXECUTE FUNCTION chaos.watch_cursors();
 
 CREATE FUNCTION chaos.watch_runs() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO chaos.violations (what) VALUES (format('run %s (%s) was deleted', OLD.run_id, OLD.kind));
+        RETURN NULL;
+    END IF;
     IF (NEW.orders_processed, NEW.orders_added, NEW.orders_updated, NEW.events_stored) IS DISTINCT FROM
            (greatest(NEW.orders_processed, OLD.orders_processed), greatest(NEW.orders_added, OLD.orders_added),
             greatest(NEW.orders_updated, OLD.orders_updated), greatest(NEW.events_stored, OLD.events_stored)) THEN
@@ -92,10 +100,14 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos AFTER UPDATE ON sync_history FOR EACH ROW EXECUTE FUNCTION chaos.watch_runs();
+CREATE TRIGGER chaos AFTER UPDATE OR DELETE ON sync_history FOR EACH ROW EXECUTE FUNCTION chaos.watch_runs();
 
 CREATE FUNCTION chaos.watch_tokens() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO chaos.violations (what) VALUES (format('token %s was deleted', OLD.id));
+        RETURN NULL;
+    END IF;
     IF NEW.status NOT IN ('active', 'refresh_failed') THEN
         INSERT INTO chaos.violations (what)
         VALUES (format('token %s became %s: %s', NEW.id, NEW.status, NEW.status_reason));
@@ -105,7 +117,7 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos AFTER UPDATE ON user_tokens FOR EACH ROW EXECUTE FUNCTION chaos.watch_tokens();
+CREATE TRIGGER chaos AFTER UPDATE OR DELETE ON user_tokens FOR EACH ROW EXECUTE FUNCTION chaos.watch_tokens();
 """
 
 

@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 BATCH_ORDERS = 500
 _GROUP = "order-state"
 _MARKER_SECONDS = 10.0
+# A topic that is new may still be about to be created: it is filled some seconds after it was first seen. What the
+# embedded broker takes before is hidden when it creates the topic, and only a later record of a partition would tell.
+_SETTLE_SECONDS = 4.0
 # Kafka forgets what a group without members has committed after seven days (`offsets.retention.minutes`).
 _RENEW_MARKER_SECONDS = 6 * 3600.0
 _LAST_TURN_SECONDS = 10.0
@@ -151,10 +154,14 @@ class OrderStates:
         metrics: Metrics,
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        settle_seconds: float = _SETTLE_SECONDS,
     ) -> None:
         self._pool = pool
         self._producer = producer
         self._topic = settings.topics.order_state
+        self._settle_seconds = settle_seconds
+        self._new_since: float | None = None
+        """When the topic was first seen not to be the one that was filled."""
         self._marker = TopicMarker(settings)
         self._metrics = metrics
         self._monotonic = monotonic
@@ -165,12 +172,15 @@ class OrderStates:
         """Kafka answered with an unknown error, which PostgreSQL does not know yet."""
 
     async def check_topic(self) -> None:
-        """Begin to publish everything again if the topic is not the one that was filled."""
+        """Begin to publish everything again if the topic is not the one that was filled, for some seconds already."""
         async with self._alone() as connection:
             ours = (await connection.fetchrow(_TOPIC))["generation"]
             theirs = await self._marker.read()
             if ours == theirs:
+                self._new_since = None
                 await self._renew_marker(ours)
+                return
+            if not self._is_settled():
                 return
             generation = max(ours, theirs or 0) + 1
             await connection.execute(_NEW_GENERATION, generation)
@@ -181,6 +191,12 @@ class OrderStates:
             logger.warning(
                 "publishing the state of every order", extra={"topic": self._topic, "generation": generation}
             )
+
+    def _is_settled(self) -> bool:
+        """Whether the topic has been new for long enough to be filled."""
+        now = self._monotonic()
+        self._new_since = now if self._new_since is None else self._new_since
+        return now - self._new_since >= self._settle_seconds
 
     async def _renew_marker(self, generation: int) -> None:
         if self._monotonic() >= self._renew_at:

@@ -67,7 +67,7 @@ def metrics() -> Iterator[Metrics]:
 
 @pytest.fixture
 def states(pool: asyncpg.Pool, producer: RecordProducer, settings: KafkaSettings, metrics: Metrics) -> OrderStates:
-    return OrderStates(pool, producer, settings, metrics)
+    return OrderStates(pool, producer, settings, metrics, settle_seconds=0)
 
 
 class Interrupted(RecordProducer):
@@ -210,7 +210,7 @@ async def test_a_replica_that_is_stopped_publishes_nothing_behind_what_another_h
 
     await store(pool, an_observation(status="BOUGHT"))
     async with Interrupted(settings, wait) as slow:
-        stopped = asyncio.create_task(OrderStates(pool, slow, settings, metrics).turn())
+        stopped = asyncio.create_task(OrderStates(pool, slow, settings, metrics, settle_seconds=0).turn())
         await has_read.wait()
         await store(pool, an_observation(after(10), status="CANCELLED"))
         stopped.cancel()
@@ -263,7 +263,7 @@ async def test_a_broker_that_lost_all_its_data_gets_every_state_again(
         topics = Topics()
         await create_topics(settings.kafka_bootstrap_servers, topics, partitions=3, replication_factor=1)
         async with RecordProducer(settings, service="test") as producer:
-            states = OrderStates(pool, producer, settings, metrics)
+            states = OrderStates(pool, producer, settings, metrics, settle_seconds=0)
             await states.check_topic()
             await store(pool, *(an_observation(order_id=order_id) for order_id in order_ids(5)))
             await publish_everything(states)
@@ -272,7 +272,7 @@ async def test_a_broker_that_lost_all_its_data_gets_every_state_again(
         broker.start()
         await create_topics(settings.kafka_bootstrap_servers, topics, partitions=3, replication_factor=1)
         async with RecordProducer(settings, service="test") as producer:
-            states = OrderStates(pool, producer, settings, metrics)
+            states = OrderStates(pool, producer, settings, metrics, settle_seconds=0)
             await states.check_topic()
             await publish_everything(states)
             found = await published(settings, until=5)
@@ -308,7 +308,7 @@ async def test_a_torn_topic_shows_the_latest_state_of_every_order(
         await create_topics(settings.kafka_bootstrap_servers, topics, partitions=1, replication_factor=1)
         await store(pool, *(an_observation(order_id=order_id) for order_id in order_ids(12)))
         async with RecordProducer(settings, service="test") as producer:
-            states = OrderStates(pool, producer, settings, metrics)
+            states = OrderStates(pool, producer, settings, metrics, settle_seconds=0)
             failures = 0
             for _ in range(10):
                 try:
@@ -316,7 +316,7 @@ async def test_a_torn_topic_shows_the_latest_state_of_every_order(
                 except PublishFailedError:
                     failures += 1
                     if restarts:
-                        states = OrderStates(pool, producer, settings, metrics)
+                        states = OrderStates(pool, producer, settings, metrics, settle_seconds=0)
             latest = await latest_states(broker.bootstrap_servers, topics.order_state)
 
     assert failures, "Tansu is mended: `OrderStates` needs no second publication any more"
@@ -359,7 +359,7 @@ async def test_the_marker_is_renewed_long_before_kafka_forgets_it(
         written.append(generation)
 
     hours = 0.0
-    states = OrderStates(pool, producer, settings, metrics, monotonic=lambda: hours * 3600)
+    states = OrderStates(pool, producer, settings, metrics, monotonic=lambda: hours * 3600, settle_seconds=0)
     await states.check_topic()
     generation = await TopicMarker(settings).read()
     monkeypatch.setattr(TopicMarker, "write", note)
@@ -367,6 +367,24 @@ async def test_the_marker_is_renewed_long_before_kafka_forgets_it(
         await states.check_topic()
 
     assert written == [generation, generation]
+
+
+async def test_a_new_topic_is_filled_some_seconds_after_it_was_first_seen(
+    pool: asyncpg.Pool, settings: KafkaSettings, producer: RecordProducer, metrics: Metrics
+) -> None:
+    """It may still be about to be created, and hide what it is given by then."""
+    seconds = 0.0
+    states = OrderStates(pool, producer, settings, metrics, monotonic=lambda: seconds)
+    found = []
+    for seconds in (0, 3, 5, 10):  # noqa: B007 - the clock reads it
+        await states.check_topic()
+        found.append(await pool.fetchval("SELECT generation FROM order_state_topic"))
+    await TopicMarker(settings).write(41)
+    for seconds in (15, 17, 20):  # noqa: B007
+        await states.check_topic()
+        found.append(await pool.fetchval("SELECT generation FROM order_state_topic"))
+
+    assert found == [0, 0, 1, 1, 1, 1, 42]
 
 
 async def test_a_marker_without_its_generation_fills_the_topic_again(
@@ -414,7 +432,7 @@ async def test_what_kafka_did_not_take_is_published_later(
     attempts: list[int] = []
     await store(pool, an_observation())
     async with Interrupted(settings, away) as producer:
-        states = OrderStates(pool, producer, settings, metrics)
+        states = OrderStates(pool, producer, settings, metrics, settle_seconds=0)
         with pytest.raises(PublishFailedError):
             await states.turn()
         waiting = await pool.fetchval("SELECT count(*) FROM order_state_outbox")
@@ -440,7 +458,7 @@ async def test_a_publication_that_arrives_after_a_newer_one_is_followed_by_the_n
     hung: list[int] = []
     await store(pool, an_observation())
     async with Interrupted(settings, overtaken) as producer:
-        late = OrderStates(pool, producer, settings, metrics)
+        late = OrderStates(pool, producer, settings, metrics, settle_seconds=0)
         with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
             await late.turn()
 
@@ -467,13 +485,13 @@ async def test_replicas_that_come_and_go_never_publish_an_older_state_after_a_ne
 
     async def replica() -> None:
         while changing.is_set():
-            turn = asyncio.ensure_future(OrderStates(pool, producer, settings, metrics).turn())
+            turn = asyncio.ensure_future(OrderStates(pool, producer, settings, metrics, settle_seconds=0).turn())
             await asyncio.wait([turn], timeout=chance.uniform(0.005, 0.05))
             turn.cancel()
             await asyncio.gather(turn, return_exceptions=True)
 
     await asyncio.gather(change(), *(replica() for _ in range(3)))
-    await publish_everything(OrderStates(pool, producer, settings, metrics))
+    await publish_everything(OrderStates(pool, producer, settings, metrics, settle_seconds=0))
 
     stored = dict(await pool.fetch("SELECT allegro_order_id, observed_at FROM orders"))
     shown = await until_all(settings, stored)
