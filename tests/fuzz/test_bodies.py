@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from services.enricher.recent import RecentLooks
 from services.poller.positions import Cursor
 from services.poller.reading import PageReader
 from shared.allegro import bodies
-from shared.allegro.bodies import UnreadableBodyError
+from shared.allegro.bodies import UnreadableBodyError, UnreadablePart
 from shared.allegro.errors import AllegroError, from_answer, from_oauth_answer
 from shared.allegro.http import open_http
 from shared.allegro.oauth import AllegroOAuth
@@ -258,8 +258,31 @@ async def test_any_value_of_an_order_that_is_looked_at_may_be_a_surprise() -> No
 class SetAside:
     """Takes what cannot be read."""
 
-    async def unreadable(self, *_: object, after: int) -> None:
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    async def unreadable(self, _token_id: int, lines: Sequence[UnreadablePart], *, after: int) -> None:
         assert after == 0
+        self.lines += [line.raw for line in lines]
+
+
+def _elements(body: bytes, name: str) -> list[Any]:
+    """What a page holds by another reader's word: nothing where that one cannot read it either."""
+    try:
+        page = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    found = page.get(name) if isinstance(page, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _written(parts: Iterable[bytes]) -> set[str]:
+    """The parts of a page as that reader writes them, but those that it cannot read."""
+    written = set()
+    for part in parts:
+        with contextlib.suppress(ValueError, RecursionError):
+            written.add(json.dumps(json.loads(part)))
+    return written
 
 
 class NothingKnown:
@@ -272,8 +295,8 @@ class NothingKnown:
 async def _journal_read(body: bytes) -> None:
     """A page of the journal is unbroken records that can be read, or one of our errors."""
     cursor = Cursor(stored_event_id=0, published_event_id=0, unconfirmed_for=None, rewinds=0, covered_event_id=0)
+    aside: Any = SetAside()
     async with an_allegro(lambda _request: httpx.Response(200, content=body), Noon()) as allegro:
-        aside: Any = SetAside()
         reader = PageReader(NothingKnown(), allegro, aside, tracked_event_types=())
         try:
             page = await reader.page(1, cursor, after=0)
@@ -281,11 +304,16 @@ async def _journal_read(body: bytes) -> None:
             return
 
     position = 0
+    kept = list(aside.lines)
     for record in reader.records(1, page, cursor, run_id=A_RUN, run_last=2**63 - 1):
         read = decode(record.encode())
         assert isinstance(read, OrderEvent)
         assert (read.event, read.follows_event_id) == (record.event, position)
         position = read.event_id
+        kept.append(record.event)
+    parts = _written(kept)
+    lost = [line for line in _elements(body, "events") if json.dumps(line) not in parts]
+    assert [line for line in lost if line["id"] != 0] == []  # at 0 the cursor stands: that line was read before
 
 
 @_QUICK
@@ -309,3 +337,5 @@ async def test_a_spoiled_page_of_the_list_is_orders_or_an_error(data: st.DataObj
         with contextlib.suppress(AllegroError):
             page = await allegro.list_orders(1, bought_from=NOON, bought_to=after(60), traffic="bulk")
             assert all(bytes(order.raw) in body for order in page.orders)
+            parts = _written([*(order.raw for order in page.orders), *(part.raw for part in page.unreadable)])
+            assert [order for order in _elements(body, "checkoutForms") if json.dumps(order) not in parts] == []
