@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from devstack.chaos.plan import Injection, Kind, replicas_of
 from devstack.chaos.spoiled import spoiled_records
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
+from devstack.secrecy import look_through_answer
 from devstack.stack import Stack
 from devstack.tansu import Tansu
 from shared.leaderless_group import free_if_leaderless
@@ -190,10 +192,13 @@ class Injector:
     async def _restart(self, injected: Injected) -> None:
         name = injected.injection.target
         self.down.add(name)
+        await self._stop(name)
+        await self._start_and_wait(injected, name)
+
+    async def _stop(self, name: str) -> None:
         code = await asyncio.to_thread(self._stack.services[name].stop)
         if code != 0:
             self.unclean_ends.append(f"{name} was asked to end and did so with exit code {code}")
-        await self._start_and_wait(injected, name)
 
     async def _pause(self, injected: Injected) -> None:
         child = self._stack.services[injected.injection.target]
@@ -328,7 +333,7 @@ class Injector:
         for name in names:
             self._stack.services[name].ask_to_stop()
         for name in names:
-            await asyncio.to_thread(self._stack.services[name].stop)
+            await self._stop(name)
         try:
             before = await self._committed(groups)
             for group, consumed in groups.items():
@@ -471,7 +476,8 @@ class Injector:
     async def _clash_once(self, injected: Injected, urls: Sequence[str]) -> None:
         pairs, joined = await self._pairs(), await self._joined(urls)
         await self._control.expire_access()
-        async with httpx.AsyncClient(timeout=_ANSWER_SECONDS) as http:
+        look = partial(look_through_answer, self._scanner)
+        async with httpx.AsyncClient(timeout=_ANSWER_SECONDS, event_hooks={"response": [look]}) as http:
             # What they answer is of no matter here: that no token dies of it is checked at the end.
             answers = await asyncio.gather(
                 *(
