@@ -180,7 +180,7 @@ class OrderStates:
                 self._new_since = None
                 await self._renew_marker(ours)
                 return
-            if not self._is_settled():
+            if ours and not self._is_settled():  # the very first one was made by the setup, long ago
                 return
             generation = max(ours, theirs or 0) + 1
             await connection.execute(_NEW_GENERATION, generation)
