@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 _EXIT_CONFIGURATION = 2
 # Python looks for cycles after 700 new objects; a batch in hand has many times as many, none of them in a cycle.
-_GC_THRESHOLDS = (100_000, 10, 10)
+_NEW_OBJECTS = 100_000
+_GC_GENERATIONS = (10, 10)
 _FIRST_BACKOFF_SECONDS = 0.5
 # Longer than clients and proxies keep a connection: whoever closes first must not be us, just as a request comes.
 _KEPT_SECONDS = 75
@@ -229,8 +230,14 @@ class _Lifespan:
             self.ended()
 
 
-def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settings], Any]) -> NoReturn:
-    """Start a service and serve until SIGTERM or SIGINT.
+def run(
+    name: str,
+    settings_class: type[_Settings],
+    build_app: Callable[[_Settings], Any],
+    *,
+    new_objects: int = _NEW_OBJECTS,
+) -> NoReturn:
+    """Start a service and serve until SIGTERM or SIGINT; after so many `new_objects` Python looks for cycles.
 
     Its address is that of the settings `<name>_http_host` and `<name>_http_port`. Exit codes: 0 asked to end, 1 an
     error ended it, 2 wrong configuration (one line on stderr that names the variable), 3 the address is taken.
@@ -259,7 +266,7 @@ def run(name: str, settings_class: type[_Settings], build_app: Callable[[_Settin
     # What is loaded by now stays: the collector need not walk through it again and again, with everybody waiting.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+    gc.set_threshold(new_objects, *_GC_GENERATIONS)
     address_taken: SystemExit | None = None
     try:
         with suppress(asyncio.CancelledError):  # asked to end before the start was complete

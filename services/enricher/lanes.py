@@ -48,7 +48,7 @@ _POLL_TIMEOUT_MS = 200
 _MAX_POLL_RECORDS = 500
 # What may wait of a partition (promise P10), and the part of the room left that one lane may take: so some is always
 # left for another. A seller without a lane gets one beyond that; only so many of them pause the partition.
-_ROOM = 500
+_ROOM = 300
 _SHARE_OF_ONE = 4
 _PAUSE_AT = 2 * _ROOM
 _RESUME_BELOW = _PAUSE_AT - _ROOM // 2
