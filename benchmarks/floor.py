@@ -28,6 +28,7 @@ from devstack.stack import Stack
 
 _STAGES: Final = ("poller", "enricher", "writer")
 _PICTURES: Final = ROOT / "docs" / "flames"
+_PY_SPY: Final = Path(sys.executable).with_name("py-spy")
 _SAMPLES_A_SECOND: Final = 100
 _OURS: Final = "our own code"
 # What our own code may take of the working time of all stages; no issue states one, so: less than the libraries do.
@@ -109,6 +110,8 @@ class Spies:
                 spy.send_signal(2)  # an interrupt: it writes what it has seen
             for spy in spies:
                 await spy.wait()
+            for stage in _STAGES:
+                _forget_the_machine(self._picture(stage))
 
     def samples(self, stage: str) -> Path:
         """py-spy's folded stacks of a stage."""
@@ -118,16 +121,18 @@ class Spies:
         return _PICTURES / f"{self._mode}-{stage}.svg"
 
     async def _spy(self, pid: int, form: str, output: Path) -> asyncio.subprocess.Process:
-        py_spy = Path(sys.executable).with_name("py-spy")
         options = ["--rate", str(_SAMPLES_A_SECOND), "--duration", "unlimited", "--format", form, "--nonblocking"]
         return await asyncio.create_subprocess_exec(
-            # The picture's title is this command: it names no folder of the machine.
-            *("py-spy", "record", "--pid", str(pid), *options, "--output", _relative(output)),
-            executable=py_spy,
+            *(_PY_SPY, "record", "--pid", str(pid), *options, "--output", _relative(output)),
             cwd=ROOT,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
+
+
+def _forget_the_machine(picture: Path) -> None:
+    """The title is py-spy's command, which begins with where it lies."""
+    picture.write_text(picture.read_text().replace(str(_PY_SPY), _PY_SPY.name))
 
 
 def _relative(path: Path) -> str:
