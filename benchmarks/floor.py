@@ -123,7 +123,8 @@ class Spies:
     async def _spy(self, pid: int, form: str, output: Path) -> asyncio.subprocess.Process:
         options = ["--rate", str(_SAMPLES_A_SECOND), "--duration", "unlimited", "--format", form, "--nonblocking"]
         return await asyncio.create_subprocess_exec(
-            *(_PY_SPY, "record", "--pid", str(pid), *options, "--output", _relative(output)),
+            _PY_SPY,
+            *("record", "--pid", str(pid), *options, "--output", _relative(output)),
             cwd=ROOT,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
