@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from shared.messages import KINDS, SCHEMA_VERSION, Record
+from shared.messages import KINDS, SCHEMA_VERSION, Record, kind_of
 from shared.topics import Topics
 
 _SCHEMAS = "#/components/schemas/"
@@ -38,7 +38,7 @@ def document(topics: Topics) -> dict[str, Any]:
     messages = {"dead-letter": _dead_letter()}
     for channel in _channels(topics):
         for record in channel.records:
-            messages[_kind(record)] = _message(record, channel.key)
+            messages[kind_of(record)] = _message(record, channel.key)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -77,7 +77,7 @@ def always_there(schema: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _described(channel: _Channel) -> dict[str, Any]:
-    kinds = [_kind(record) for record in channel.records]
+    kinds = [kind_of(record) for record in channel.records]
     return {
         "address": channel.address,
         "description": channel.description,
@@ -93,10 +93,6 @@ def _dead_letters(topics: Topics) -> dict[str, Any]:
     }
 
 
-def _kind(record: type[Record]) -> str:
-    return str(record.__struct_config__.tag)
-
-
 def _schemas() -> dict[str, Any]:
     """Of all records, and of what they are made of."""
     records = [record for kinds in KINDS.values() for record in kinds]
@@ -106,7 +102,7 @@ def _schemas() -> dict[str, Any]:
 
 def _message(record: type[Record], key: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": _kind(record),
+        "name": kind_of(record),
         "title": record.__name__,
         "summary": (record.__doc__ or "").strip().partition("\n")[0],
         "contentType": "application/json",

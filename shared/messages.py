@@ -81,11 +81,16 @@ class _Record(_Part, frozen=True, kw_only=True, gc=False, tag_field="kind", rena
 
     @property
     def kind(self) -> str:
-        return str(self.__struct_config__.tag)
+        return kind_of(type(self))
 
     @property
     def key(self) -> bytes:
         return str(self.token_id).encode()
+
+
+def kind_of(record: type[_Record]) -> str:
+    """What tells records of this type from others."""
+    return str(record.__struct_config__.tag)
 
 
 class OrderEvent(_Record, frozen=True, kw_only=True, gc=False, tag="order-event"):
@@ -288,7 +293,7 @@ def _as_json(value: Any) -> Any:
         return msgspec.Raw(value)
     if isinstance(value, UUID):  # asyncpg has a class of its own
         return str(value)
-    raise NotImplementedError(type(value).__name__)
+    raise TypeError(f"no part of a record: {type(value).__name__}")
 
 
 _encode = msgspec.json.Encoder(enc_hook=_as_json).encode

@@ -10,7 +10,7 @@ import httpx
 from shared.allegro import metrics
 from shared.allegro.answer import Answer
 from shared.allegro.errors import AllegroTimeoutError, AllegroUnavailableError, AnswerTooLargeError
-from shared.allegro.transport import TIMEOUTS, TRANSPORT_ERRORS, HttpxTransport, ReqwestTransport, Transport
+from shared.allegro.transport import TIMEOUTS, TRANSPORT_ERRORS, HttpxTransport, Request, ReqwestTransport, Transport
 from shared.request_limits import Endpoint
 from shared.settings import AllegroSettings
 from shared.tracing import span, tell
@@ -50,9 +50,7 @@ class AllegroHttp:
             body = urlencode(data).encode()
         if params:
             url = f"{url}?{urlencode(params)}"
-        answer = await self._transport.send(
-            method, url, sent, body, timeout_seconds=timeout_seconds, max_bytes=max_bytes
-        )
+        answer = await self._transport.send(Request(method, url, sent, body, timeout_seconds, max_bytes))
         if len(answer.body) <= max_bytes:
             return answer
         bare = Answer(answer.status, answer.headers, b"")

@@ -6,6 +6,7 @@ concurrency grows (`make bench-http`). httpx's transports can be used as well: t
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
@@ -25,23 +26,26 @@ TRANSPORT_ERRORS = (PyreqwestError, httpx.HTTPError, httpx.StreamError, httpx.In
 TIMEOUTS = (httpx.TimeoutException, TimeoutError)
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent, how long all of it may take, and how long the body of the answer may be."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    timeout_seconds: float
+    max_bytes: int
+
+
 class Transport(Protocol):
     """One request, one answer, whatever its status; no redirects, cookies, or proxies of the environment.
 
-    All of it ends within `timeout_seconds`, or in one of TIMEOUTS. No more than `max_bytes + 1` bytes of a body are
+    All of it ends within its `timeout_seconds`, or in one of TIMEOUTS. No more than `max_bytes + 1` bytes of a body are
     read: one that is longer is cut off. Raises TRANSPORT_ERRORS.
     """
 
-    async def send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        *,
-        timeout_seconds: float,
-        max_bytes: int,
-    ) -> Answer: ...
+    async def send(self, asked: Request) -> Answer: ...
 
     async def aclose(self) -> None: ...
 
@@ -62,22 +66,14 @@ class ReqwestTransport:
             .build()
         )
 
-    async def send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        *,
-        timeout_seconds: float,
-        max_bytes: int,
-    ) -> Answer:
+    async def send(self, asked: Request) -> Answer:
         # Its own clock: one of asyncio's for each request costs a quarter of the request.
-        request = self._client.request(method, url).headers(headers).timeout(timedelta(seconds=timeout_seconds))
-        if body is not None:
-            request = request.body_bytes(body)
+        timeout = timedelta(seconds=asked.timeout_seconds)
+        request = self._client.request(asked.method, asked.url).headers(asked.headers).timeout(timeout)
+        if asked.body is not None:
+            request = request.body_bytes(asked.body)
         async with request.build_streamed() as answer:
-            received = await answer.body_reader.read(max_bytes + 1)
+            received = await answer.body_reader.read(asked.max_bytes + 1)
             return Answer(answer.status, answer.headers, b"" if received is None else bytes(received))
 
     async def aclose(self) -> None:
@@ -91,19 +87,11 @@ class HttpxTransport:
         self._transport = transport
         self._headers = headers
 
-    async def send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        *,
-        timeout_seconds: float,
-        max_bytes: int,
-    ) -> Answer:
-        request = httpx.Request(method, url, headers={**self._headers, **headers}, content=body)
-        async with asyncio.timeout(timeout_seconds):
-            return await self._exchange(request, max_bytes)
+    async def send(self, asked: Request) -> Answer:
+        headers = {**self._headers, **asked.headers}
+        request = httpx.Request(asked.method, asked.url, headers=headers, content=asked.body)
+        async with asyncio.timeout(asked.timeout_seconds):
+            return await self._exchange(request, asked.max_bytes)
 
     async def _exchange(self, request: httpx.Request, max_bytes: int) -> Answer:
         answer = await self._transport.handle_async_request(request)

@@ -13,7 +13,7 @@ from docs import generate
 from services.api.app import build_app
 from services.api.settings import ApiSettings
 from shared.asyncapi import document
-from shared.messages import KINDS
+from shared.messages import KINDS, kind_of
 from shared.topics import Topics
 
 _DOCUMENT = generate.asyncapi_document()
@@ -51,7 +51,7 @@ def test_it_follows_asyncapi() -> None:
 def test_it_has_every_kind_of_every_topic() -> None:
     described = {name: set(channel["messages"]) for name, channel in _DOCUMENT["channels"].items()}
 
-    kinds = {topic: {str(record.__struct_config__.tag) for record in records} for topic, records in KINDS.items()}
+    kinds = {topic: {kind_of(record) for record in records} for topic, records in KINDS.items()}
     assert described == kinds | {"dead-letters": {"dead-letter"}}
 
 
