@@ -1,14 +1,16 @@
 """The connection to PostgreSQL: one way to open a pool, raw JSON bytes in and out, errors worth waiting for."""
 
 import asyncio
-import logging
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
+from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 from prometheus_client import Gauge
 
-logger = logging.getLogger(__name__)
+from shared.patience import until_answered
 
 # What goes away when PostgreSQL restarts, fails over (it is read-only until then), resolves a deadlock, is out of
 # connections, memory or disk, or cannot read or write its files.
@@ -37,6 +39,8 @@ POOL = Gauge(
 
 _CLOSE_SECONDS = 5.0
 _JSONB_VERSION = b"\x01"
+
+_Answer = TypeVar("_Answer")
 
 
 def sqlalchemy_url(database_url: str) -> str:
@@ -85,17 +89,14 @@ async def open_pool(database_url: str, *, service: str, max_size: int) -> asyncp
 
 async def wait_for_pool(database_url: str, *, service: str, max_size: int) -> asyncpg.Pool:
     """Like `open_pool`, but waits as long as PostgreSQL is away; a wrong password or database name is an error."""
-    delay = 0.2
-    while True:
-        try:
-            pool = await open_pool(database_url, service=service, max_size=max_size)
-        except TRANSIENT_DATABASE_ERRORS as error:
-            logger.warning("PostgreSQL is not reachable yet", extra={"error": str(error), "retry_in_seconds": delay})
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 5.0)
-        else:
-            tell_pool(pool)
-            return pool
+    pool = await until_database_answers(partial(open_pool, database_url, service=service, max_size=max_size))
+    tell_pool(pool)
+    return pool
+
+
+async def until_database_answers(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """The answer to a question that a service asks when it starts; waits as long as PostgreSQL is away."""
+    return await until_answered("PostgreSQL", ask, TRANSIENT_DATABASE_ERRORS)
 
 
 def tell_pool(pool: asyncpg.Pool) -> None:

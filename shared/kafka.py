@@ -21,6 +21,7 @@ from prometheus_client import Counter, Histogram
 from shared.errors import ConfigurationError, PermanentError, TransientError
 from shared.kafka_batches import Batches, OutgoingRecord
 from shared.kafka_connection import connection_options, faststream_security
+from shared.patience import until_answered
 from shared.settings import KafkaSettings
 from shared.topics import create_topics
 from shared.tracing import span, tell
@@ -66,16 +67,7 @@ class RecordProducer:
 
     async def start(self) -> None:
         """Connect; waits as long as Kafka is away."""
-        delay = _FIRST_RETRY_SECONDS
-        while True:
-            try:
-                await self._connected()
-            except PublishFailedError as error:
-                logger.warning("Kafka is not reachable yet", extra={"error": str(error), "retry_in_seconds": delay})
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
-            else:
-                return
+        await until_answered("Kafka", self._connected, (PublishFailedError,))
 
     async def stop(self) -> None:
         """Close; what is not acknowledged by now is given up after a few seconds."""
@@ -205,15 +197,11 @@ class PatientBroker(KafkaBroker):
 
     async def connect(self) -> Any:
         """Connect; waits as long as Kafka is away."""
-        delay = _FIRST_RETRY_SECONDS
-        while True:
-            try:
-                await _reach(self._settings)  # a connection that failed cannot be closed in FastStream
-                return await super().connect()
-            except (KafkaError, OSError, TimeoutError) as error:
-                logger.warning("waiting for Kafka", extra={"error": repr(error), "retry_in_seconds": delay})
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
+        return await until_answered("Kafka", self._try_to_connect, (KafkaError, OSError, TimeoutError))
+
+    async def _try_to_connect(self) -> Any:
+        await _reach(self._settings)  # a connection that failed cannot be closed in FastStream
+        return await super().connect()
 
 
 def faststream_broker(settings: KafkaSettings, *, service: str) -> KafkaBroker:

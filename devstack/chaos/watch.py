@@ -15,12 +15,14 @@ import httpx
 import psutil
 
 from devstack.chaos.plan import service_of
+from devstack.processes import tail
 from devstack.stack import Stack
 
 _LOOK_SECONDS = 1.0
 _ASK_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 _TIMEOUTS = re.compile(r'^orders_backup_allegro_requests_total\{[^}]*outcome="timeout"[^}]*\} (\S+)$', re.MULTILINE)
+_LAST_LINES = 4
 _MEGABYTE = 1024 * 1024
 
 # Each trigger says what must never happen to a row (promises P1, P2, P3, P12); `changes` counts what happened.
@@ -174,7 +176,10 @@ class Watch:
                     if child.running:
                         self._measure(name, child.pid)
                     elif not self._stopped_by_us(name):
-                        self.deaths.append(f"{name} ended by itself with exit code {child.exit_code}")
+                        last = tail(child.log, _LAST_LINES)
+                        self.deaths.append(
+                            f"{name} ended by itself with exit code {child.exit_code}; its last lines:\n{last}"
+                        )
                         child.start()
                 await asyncio.sleep(_LOOK_SECONDS)
 

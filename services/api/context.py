@@ -22,7 +22,7 @@ from services.api.problems import UnavailableError, UnknownTokenError, UnknownUs
 from services.api.settings import ApiSettings
 from shared.allegro.connection import Allegro, connect
 from shared.allegro.outage import outage_since
-from shared.database import close_pool, wait_for_pool
+from shared.database import close_pool, until_database_answers, wait_for_pool
 from shared.encryption import Keyring
 from shared.errors import ConfigurationError
 from shared.health import Health
@@ -108,21 +108,8 @@ class Connections:
         producer = RecordProducer(settings, service=SERVICE)
         stack.push_async_callback(producer.stop)
         loops = await stack.enter_async_context(BackgroundLoops(self._health))
-        try:
-            allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
-        except asyncpg.UndefinedTableError as error:
-            raise ConfigurationError("DATABASE_URL: there are no tables yet: run `orders-backup setup`") from error
-        keys = KeyStore(lambda: pool)
-        if settings.is_on_loopback and await keys.is_empty():
-            logger.warning(
-                "there is no API key: whoever reaches this port may do everything",
-                extra={"make_one": "orders-backup keys create NAME --scope admin"},
-            )
-        if not settings.is_on_loopback and not await keys.has_usable():
-            raise ConfigurationError(
-                f"API_HTTP_HOST: {settings.api_http_host} is reached by others, and there is no API key: make one with"
-                " `orders-backup keys create NAME --scope admin`"
-            )
+        allegro = await connect(stack, settings, self._keyring, pool, loops, transport=self._transport)
+        await until_database_answers(partial(_check_access, settings, KeyStore(lambda: pool)))
         self._resources = Resources(settings, pool, allegro, self._keyring, producer)
         self._health.add_check("database", partial(pool.fetchval, "SELECT 1"))
         self._health.started()
@@ -132,6 +119,20 @@ class Connections:
 
     async def _ask_outage(self) -> datetime | None:
         return await outage_since(self.get().pool, self._settings.allegro_client_id)
+
+
+async def _check_access(settings: ApiSettings, keys: KeyStore) -> None:
+    """Warn, or raise ConfigurationError, where strangers would be let in."""
+    if settings.is_on_loopback and await keys.is_empty():
+        logger.warning(
+            "there is no API key: whoever reaches this port may do everything",
+            extra={"make_one": "orders-backup keys create NAME --scope admin"},
+        )
+    if not settings.is_on_loopback and not await keys.has_usable():
+        raise ConfigurationError(
+            f"API_HTTP_HOST: {settings.api_http_host} is reached by others, and there is no API key: make one with"
+            " `orders-backup keys create NAME --scope admin`"
+        )
 
 
 def _watch(give_up: Callable[[], None], opening: asyncio.Task[None]) -> None:

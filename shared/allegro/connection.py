@@ -12,8 +12,9 @@ from shared.allegro.http import open_http
 from shared.allegro.oauth import AllegroOAuth
 from shared.allegro.outage import REPORT_SECONDS, Outage
 from shared.clock import DatabaseClock
-from shared.database import database_now
+from shared.database import database_now, until_database_answers
 from shared.encryption import Keyring
+from shared.errors import ConfigurationError
 from shared.key_rotation import check_keys
 from shared.request_limits import RequestLimits
 from shared.service import BackgroundLoops
@@ -46,12 +47,16 @@ async def connect(
 ) -> Allegro:
     """Open the way to Allegro; `stack` closes it, `loops` keep clock and limits true.
 
-    Raises ConfigurationError if the encryption keys do not fit the stored tokens.
+    Waits as long as PostgreSQL is away. Raises ConfigurationError if there are no tables, or the encryption keys do not
+    fit the stored tokens.
     """
-    await check_keys(pool, keyring)
+    try:
+        await until_database_answers(partial(check_keys, pool, keyring))
+    except asyncpg.UndefinedTableError as error:
+        raise ConfigurationError("DATABASE_URL: there are no tables yet: run `orders-backup setup`") from error
     clock = DatabaseClock()
     synchronise = partial(clock.synchronise, partial(database_now, pool))
-    await synchronise()
+    await until_database_answers(synchronise)
     http = await stack.enter_async_context(open_http(settings, transport=transport))
     limits = RequestLimits(pool, settings)
     stack.push_async_callback(limits.close)

@@ -2,15 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
 from benchmarks.stack import NO_LIMITS, BenchStack, bench_stack
+from shared.allegro.connection import connect
 from shared.database import open_pool
+from shared.encryption import Keyring
+from shared.health import Health
+from shared.service import BackgroundLoops
 from shared.sync_start import begin_sync
 from tests.e2e.waiting import TEST_SECONDS, compared, until
+from tests.shared.allegro.builders import KEYS, settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
@@ -73,3 +79,20 @@ async def test_while_the_database_is_away_nothing_is_set_aside_and_then_everythi
     assert await pool.fetchval("SELECT sum(orders_added) = (SELECT count(*) FROM orders) FROM sync_history")
     assert await pool.fetchval("SELECT count(*) FROM dead_letters") == 0
     assert await pool.fetchval("SELECT count(*) FROM pending_fetches") == 0
+
+
+async def test_a_start_that_has_its_pool_already_waits_for_it(
+    stack: BenchStack, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where Kafka, which is waited for after the pool was opened, comes back when PostgreSQL goes."""
+    await asyncio.to_thread(stack.database.stop)
+    async with AsyncExitStack() as opened:
+        loops = await opened.enter_async_context(BackgroundLoops(Health()))
+        connecting = asyncio.create_task(connect(opened, settings(), Keyring.parse(KEYS), pool, loops))
+        while "is not reachable yet" not in caplog.text and not connecting.done():  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0)
+        stack.database.start()
+
+        allegro = await connecting
+
+    assert allegro.clock.now().year >= 2026
