@@ -23,10 +23,12 @@ from aiokafka.errors import KafkaError
 from devstack.allegro import Control
 from devstack.canary import Scanner, look_through_topics
 from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, survivors
-from devstack.chaos.plan import Injection, Kind, replicas_of
+from devstack.chaos.held import leases_of, members_of
+from devstack.chaos.plan import REPLICAS, Injection, Kind, replicas_of, service_of
 from devstack.chaos.spoiled import spoiled_records
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
+from devstack.processes import Child
 from devstack.secrecy import look_through_answer
 from devstack.stack import Stack
 from devstack.tansu import Tansu
@@ -45,6 +47,9 @@ _SCAN_SECONDS = 20.0
 # A busy machine, or one that has just started a server, answers late: asked again, but not for ever.
 _PATIENCE_SECONDS = 180.0
 _LOOK_SECONDS = 0.25
+_AMID_WORK_SECONDS = 20.0
+_MOMENT_SECONDS = 0.05
+_SESSION_SECONDS = 10.0
 _POLL_MS = 250
 # A replica that stands still does not answer, and others wait for it no longer.
 _ANSWER_SECONDS = 10.0
@@ -121,6 +126,10 @@ class Injector:
         """Records that have to be dead letters, and nothing else."""
         self.unclean_ends: list[str] = []
         """Services that were asked to end, and did not do so by themselves or not well."""
+
+    @property
+    def _session_seconds(self) -> float:
+        return self._stack.broker.session_timeout_seconds or _SESSION_SECONDS
 
     async def run(self, plan: Sequence[Injection], seconds: float) -> None:
         """Do what is planned, each at its time or as soon as those before it allow.
@@ -201,13 +210,58 @@ class Injector:
             self.unclean_ends.append(f"{name} was asked to end and did so with exit code {code}")
 
     async def _pause(self, injected: Injected) -> None:
-        child = self._stack.services[injected.injection.target]
+        """Longer than leases and sessions last: others have to have taken over what the process held."""
+        injection = injected.injection
+        child, service = self._stack.services[injection.target], service_of(injection.target)
         process = psutil.Process(child.pid)
+        if service == "poller":
+            leases = await self._stop_amid_work(child)
         child.send(signal.SIGSTOP)
-        await asyncio.sleep(injected.injection.for_seconds)
+        end = time.monotonic() + injection.for_seconds
+        for group in _groups(service, self._topics):
+            await self._note_absence(injected, group, end)
+        await asyncio.sleep(max(0.0, end - time.monotonic()))
+        if service == "poller":
+            lost = leases - await self._leases_of(child.pid)
+            injected.effect = f"others took over {len(lost)} of {len(leases)} leases"
+            injected.in_vain = "" if lost else injected.effect
         if not process.is_running() or process.status() != psutil.STATUS_STOPPED:
             injected.in_vain = "it did not stand still to the end"
         child.send(signal.SIGCONT)
+
+    async def _stop_amid_work(self, child: Child) -> frozenset[str]:
+        """Have it stand still while it holds leases, which it does for moments only; returns them."""
+        deadline = time.monotonic() + _AMID_WORK_SECONDS
+        while True:
+            child.send(signal.SIGSTOP)
+            if (held := await self._leases_of(child.pid)) or time.monotonic() > deadline:
+                return held
+            child.send(signal.SIGCONT)
+            await asyncio.sleep(_MOMENT_SECONDS)
+
+    async def _leases_of(self, pid: int) -> frozenset[str]:
+        async def ask() -> frozenset[str]:
+            async with self._stack.connection() as database:
+                return await leases_of(database, pid)
+
+        return await self._patiently(ask, "looking for leases")
+
+    async def _note_absence(self, injected: Injected, group: str, end: float) -> None:
+        """Wait until the group is without a member, or for `end`.
+
+        A broker that has lost its groups meanwhile knows only those that have joined since, which comes to the same.
+        """
+        began = time.monotonic()
+        await asyncio.sleep(self._session_seconds)
+        injected.in_vain = "its group kept it as a member"
+        while injected.in_vain and time.monotonic() < end:
+            try:
+                if 0 < await members_of(self._stack.broker.bootstrap_servers, group) < REPLICAS:
+                    injected.effect = f"its group went on without it after {time.monotonic() - began:.0f} s"
+                    injected.in_vain = ""
+            except _AWAY:
+                pass  # the broker is struck, too
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _shift_clock(self, injected: Injected) -> None:
         injection = injected.injection
@@ -408,7 +462,7 @@ class Injector:
             group_id=group,
             enable_auto_commit=False,
             partition_assignment_strategy=(RangePartitionAssignor,),
-            session_timeout_ms=round((self._stack.broker.session_timeout_seconds or 10.0) * 1000),
+            session_timeout_ms=round(self._session_seconds * 1000),
             heartbeat_interval_ms=400,
         )
         partitions = set(_partitions_of(topics))
@@ -566,9 +620,9 @@ def _partitions_of(topics: Sequence[str]) -> list[TopicPartition]:
 
 
 def _groups(service: str, topics: Topics) -> Mapping[str, Sequence[str]]:
-    """The group in which a service consumes, with its topics."""
+    """The group in which a service consumes, if it does, with its topics."""
     consumed = {
         "writer": (topics.order_events, topics.orders, topics.dead_letters),
         "enricher": (topics.order_events, topics.order_windows),
     }
-    return {f"{topics.prefix}{service}": consumed[service]}
+    return {f"{topics.prefix}{service}": consumed[service]} if service in consumed else {}
