@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,10 @@ _PICTURES: Final = ROOT / "docs" / "flames"
 _PY_SPY: Final = Path(sys.executable).with_name("py-spy")
 _SAMPLES_A_SECOND: Final = 100
 _OURS: Final = "our own code"
+_HTTP: Final = "HTTP"
+# Threads without Python, which py-spy does not see: what they used is counted as if it had been seen.
+_NATIVE_THREADS: Final = {"pyreqwest": _HTTP}
+_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 # What our own code may take of the working time of all stages; no issue states one, so: less than the libraries do.
 _GOAL: Final = 0.5
 _FUNCTIONS: Final = 4
@@ -40,7 +44,7 @@ _LEAST_SHARE: Final = 0.01
 # msgspec's in the two modules of ours that read bodies and records.
 _KINDS: Final = {
     "Kafka client": ("aiokafka/",),
-    "HTTP": ("httpx/", "pyreqwest/", "shared/allegro/http.py", "shared/allegro/transport.py"),
+    _HTTP: ("httpx/", "pyreqwest/", "shared/allegro/http.py", "shared/allegro/transport.py"),
     "SQL": ("asyncpg/",),
     "JSON": ("json/", "msgspec/", "shared/messages.py", "shared/allegro/bodies.py"),
     "encryption": ("cryptography/", "shared/encryption.py"),
@@ -78,6 +82,11 @@ class Samples:
             if kind == _OURS:
                 self.own[function] += int(number)
 
+    def add_threads(self, cpu_seconds: Mapping[str, float]) -> None:
+        """Count what threads used that the samples do not show."""
+        for name, seconds in cpu_seconds.items():
+            self.kinds[_NATIVE_THREADS[name]] += round(seconds * _SAMPLES_A_SECOND)
+
     def shares(self) -> dict[str, float]:
         """Each kind's part, the largest first."""
         return {kind: number / self.kinds.total() for kind, number in self.kinds.most_common()}
@@ -93,6 +102,8 @@ class Spies:
     def __init__(self, mode: Mode, folder: Path) -> None:
         self._mode = mode
         self._folder = folder
+        self.native: dict[str, Mapping[str, float]] = {}
+        """CPU seconds of each stage's threads without Python, by their names."""
 
     @asynccontextmanager
     async def around(self, stack: Stack) -> AsyncIterator[None]:
@@ -103,9 +114,13 @@ class Spies:
             for stage in _STAGES
             for form, output in (("raw", self.samples(stage)), ("flamegraph", self._picture(stage)))
         ]
+        before = {stage: native_threads(stack.services[stage].pid) for stage in _STAGES}
         try:
             yield
         finally:
+            for stage in _STAGES:
+                after = native_threads(stack.services[stage].pid)
+                self.native[stage] = {name: used - before[stage].get(name, 0.0) for name, used in after.items()}
             for spy in spies:
                 spy.send_signal(2)  # an interrupt: it writes what it has seen
             for spy in spies:
@@ -129,6 +144,17 @@ class Spies:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
+
+
+def native_threads(pid: int) -> dict[str, float]:
+    """CPU seconds that a process's threads without Python have used so far, by their names (Linux, proc(5))."""
+    used: dict[str, float] = {}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        name = (thread / "comm").read_text().strip()
+        if name in _NATIVE_THREADS:
+            user, system = (thread / "stat").read_text().rpartition(")")[2].split()[11:13]
+            used[name] = used.get(name, 0.0) + (int(user) + int(system)) / _CLOCK_TICKS
+    return used
 
 
 def _forget_the_machine(picture: Path) -> None:
@@ -173,8 +199,9 @@ def main() -> None:
             for stage in _STAGES:
                 lines = spies.samples(stage).read_text().splitlines()
                 seen = Samples()
-                seen.add(lines)
-                whole.add(lines)
+                for samples in (seen, whole):
+                    samples.add(lines)
+                    samples.add_threads(spies.native[stage])
                 _tell(load.mode, stage, seen)
                 measures += _known(load.mode, stage, seen)
             _tell(load.mode, "all", whole)

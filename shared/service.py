@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import Counter
 
 from shared import tracing
+from shared.allocator import give_back_what_is_freed
 from shared.database import TRANSIENT_DATABASE_ERRORS
 from shared.errors import ConfigurationError, TransientError
 from shared.health import Health
@@ -263,6 +264,7 @@ def run(
         )
     )
     lifespan.ended = partial(setattr, server, "should_exit", True)
+    give_back_what_is_freed()
     # What is loaded by now stays: the collector need not walk through it again and again, with everybody waiting.
     gc.collect()
     gc.freeze()
