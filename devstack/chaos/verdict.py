@@ -66,7 +66,8 @@ SELECT format('window of run %s is not finished', w.run_id) FROM run_windows w J
  WHERE NOT finished AND status = 'completed'
 """
 
-# Events are counted by the run whose transaction stored them; orders by the run that looked at them; nothing twice.
+# Events are counted by the run whose transaction stored them; orders by the run that looked at them; nothing twice. A
+# transaction counts for the runs of each token what it did for that token.
 # language=sql
 _COUNTERS = """
 SELECT format('the runs stored %s events and the table has %s', counted, present)
@@ -81,6 +82,15 @@ SELECT format('the runs changed %s orders, which changed %s times', counted, pre
   FROM (SELECT (SELECT sum(orders_updated) FROM sync_history) AS counted,
                (SELECT count(*) FROM chaos.changes WHERE op = 'updated') AS present)
  WHERE counted IS DISTINCT FROM present
+UNION ALL
+SELECT format('a transaction counted %s orders added, %s changed and %s events too many for token %s',
+              sum(added), sum(updated), sum(events), user_token_id)
+  FROM (SELECT user_token_id, xact, added, updated, events FROM chaos.counted
+         UNION ALL
+        SELECT user_token_id, xact, -(op = 'added')::int, -(op = 'updated')::int, 0 FROM chaos.changes
+         UNION ALL
+        SELECT user_token_id, xact, 0, 0, -1 FROM chaos.events) AS counted_and_done
+ GROUP BY user_token_id, xact HAVING (sum(added), sum(updated), sum(events)) <> (0, 0, 0)
 UNION ALL
 SELECT format('run %s (%s) says %s orders processed and its walk %s', r.run_id, r.kind, r.orders_processed,
               w.next_sequence)

@@ -25,12 +25,17 @@ _TIMEOUTS = re.compile(r'^orders_backup_allegro_requests_total\{[^}]*outcome="ti
 _LAST_LINES = 4
 _MEGABYTE = 1024 * 1024
 
-# Each trigger says what must never happen to a row (promises P1, P2, P3, P12); `changes` counts what happened.
+# Each trigger says what must never happen to a row (promises P1, P2, P3, P12); `changes` and `events` are what
+# happened, `counted` is what the runs were given for it, each with its transaction.
 # language=sql
 _WATCH = """
 CREATE SCHEMA chaos;
 CREATE TABLE chaos.violations (at timestamptz DEFAULT clock_timestamp(), what text);
-CREATE TABLE chaos.changes (id bigint GENERATED ALWAYS AS IDENTITY, user_token_id bigint, order_id text, op text);
+CREATE TABLE chaos.changes (id bigint GENERATED ALWAYS AS IDENTITY, user_token_id bigint, order_id text, op text,
+                            xact xid8 DEFAULT pg_current_xact_id());
+CREATE TABLE chaos.events (user_token_id bigint, xact xid8 DEFAULT pg_current_xact_id());
+CREATE TABLE chaos.counted (user_token_id bigint, added bigint, updated bigint, events bigint,
+                            xact xid8 DEFAULT pg_current_xact_id());
 CREATE TABLE chaos.looks (user_token_id bigint, order_id text, observed_at timestamptz);
 
 CREATE FUNCTION chaos.watch_orders() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -65,10 +70,15 @@ CREATE TRIGGER chaos AFTER INSERT OR UPDATE OR DELETE ON orders FOR EACH ROW EXE
 
 CREATE FUNCTION chaos.watch_events() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO chaos.violations (what) VALUES (format('event %s: %s', OLD.event_id, TG_OP));
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO chaos.events VALUES (NEW.user_token_id);
+    ELSE
+        INSERT INTO chaos.violations (what) VALUES (format('event %s: %s', OLD.event_id, TG_OP));
+    END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos AFTER UPDATE OR DELETE ON order_events FOR EACH ROW EXECUTE FUNCTION chaos.watch_events();
+CREATE TRIGGER chaos AFTER INSERT OR UPDATE OR DELETE ON order_events
+    FOR EACH ROW EXECUTE FUNCTION chaos.watch_events();
 
 CREATE FUNCTION chaos.watch_cursors() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -89,7 +99,12 @@ BEGIN
     IF TG_OP = 'DELETE' THEN
         INSERT INTO chaos.violations (what) VALUES (format('run %s (%s) was deleted', OLD.run_id, OLD.kind));
         RETURN NULL;
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO chaos.counted VALUES (NEW.user_token_id, NEW.orders_added, NEW.orders_updated, NEW.events_stored);
+        RETURN NULL;
     END IF;
+    INSERT INTO chaos.counted VALUES (NEW.user_token_id, NEW.orders_added - OLD.orders_added,
+        NEW.orders_updated - OLD.orders_updated, NEW.events_stored - OLD.events_stored);
     IF (NEW.orders_processed, NEW.orders_added, NEW.orders_updated, NEW.events_stored) IS DISTINCT FROM
            (greatest(NEW.orders_processed, OLD.orders_processed), greatest(NEW.orders_added, OLD.orders_added),
             greatest(NEW.orders_updated, OLD.orders_updated), greatest(NEW.events_stored, OLD.events_stored)) THEN
@@ -102,7 +117,7 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos AFTER UPDATE OR DELETE ON sync_history FOR EACH ROW EXECUTE FUNCTION chaos.watch_runs();
+CREATE TRIGGER chaos AFTER INSERT OR UPDATE OR DELETE ON sync_history FOR EACH ROW EXECUTE FUNCTION chaos.watch_runs();
 
 CREATE FUNCTION chaos.watch_tokens() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
