@@ -25,6 +25,7 @@ from devstack.canary import Scanner, look_through_topics
 from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, survivors
 from devstack.chaos.held import leases_of, members_of
 from devstack.chaos.plan import REPLICAS, Injection, Kind, replicas_of, service_of
+from devstack.chaos.shifted_clock import SET_RIGHT
 from devstack.chaos.spoiled import spoiled_records
 from devstack.errors import DevstackError
 from devstack.postgres import Postgres
@@ -268,10 +269,15 @@ class Injector:
         launcher = ("devstack.chaos.shifted_clock", str(injection.shift_seconds))
         await self._replace(injection.target, launcher)
         await self._until_up(injection.target)
-        injected.effect = f"its clock was off by {(ahead := await self._ahead(injection.target)):+.0f} s"
-        if abs(ahead - injection.shift_seconds) > _CLOCK_TOLERANCE_SECONDS:
+        ahead = await self._ahead(injection.target)
+        await asyncio.sleep(injection.for_seconds / 2)
+        self._stack.services[injection.target].send(SET_RIGHT)
+        await asyncio.sleep(injection.for_seconds / 2)
+        jumped = await self._ahead(injection.target)
+        injected.effect = f"its clock was off by {ahead:+.0f} s, and then by {jumped:+.0f} s"
+        if max(abs(ahead - injection.shift_seconds), abs(jumped)) > _CLOCK_TOLERANCE_SECONDS:
             injected.in_vain = injected.effect
-        await asyncio.sleep(injection.for_seconds)
+        # Started by the same command once more, it would be wrong once more.
         await self._replace(injection.target, ())
         injected.ended = time.time()
         await self._until_up(injection.target)

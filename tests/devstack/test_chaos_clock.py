@@ -47,3 +47,27 @@ def test_only_the_wall_clock_is_shifted(tmp_path: Path) -> None:
     assert told["arguments"] == ["word"]
     assert told["same"]
     assert told["read"] == told["order"] == "2026-10-10T12:00:00+00:00"
+
+
+_JUMPS = """
+import os, time
+from datetime import UTC, datetime
+from devstack.chaos.shifted_clock import SET_RIGHT
+
+print(time.time(), datetime.now(UTC).timestamp(), flush=True)
+os.kill(os.getpid(), SET_RIGHT)
+print(time.time(), datetime.now(UTC).timestamp())
+"""
+
+
+def test_a_signal_sets_it_right(tmp_path: Path) -> None:
+    (tmp_path / "jumps.py").write_text(_JUMPS)
+    command = [sys.executable, "-m", "devstack.chaos.shifted_clock", "86400", "jumps"]
+
+    answer = subprocess.run(
+        command, capture_output=True, check=True, cwd=tmp_path, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}, timeout=60
+    )
+
+    wrong, right = ([float(told) - time.time() for told in line.split()] for line in answer.stdout.splitlines())
+    assert all(86340 < ahead <= 86401 for ahead in wrong)
+    assert all(-60 < ahead <= 0 for ahead in right)
