@@ -26,7 +26,7 @@ _BEGIN, _END = "<!-- results: made by `make bench` -->", "<!-- end of results --
 _HEAD = "| measure | measured | against | ratio | goal | met |\n| --- | ---: | ---: | ---: | ---: | --- |"
 
 Kept = dict[str, dict[str, Any]]
-"""Of each benchmark: date, machine, and its measures as they were printed."""
+"""Of each benchmark: date, machine, commit, arguments, and its measures as they were printed."""
 
 
 def measures_of(lines: Iterable[str]) -> Iterator[Measure]:
@@ -45,12 +45,29 @@ def machine() -> str:
     return f"{psutil.cpu_count()} x {cpu}, {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
 
 
+def commit() -> str:
+    """What was measured; `+` where files were changed since. Empty without git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],  # noqa: S607 - whichever git there is
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=_DOCS,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return described.stdout.strip()
+
+
 def table(kept: Kept) -> str:
     """Everything kept, as Markdown."""
     parts = []
     for name, run in sorted(kept.items()):
         rows = "\n".join(_row(Measure(**measure)) for measure in run["measures"])
-        parts.append(f"### `make bench-{name}`\n\n{run['date']}, {run['machine']}\n\n{_HEAD}\n{rows}\n")
+        command = f"make bench-{name}" + (f' ARGS="{run["arguments"]}"' if run.get("arguments") else "")
+        when = f"{run['date']}, {run['machine']}" + (f", at {run['commit']}" if run.get("commit") else "")
+        parts.append(f"### `{command}`\n\n{when}\n\n{_HEAD}\n{rows}\n")
     return "\n".join(parts)
 
 
@@ -91,9 +108,15 @@ def _run(name: str) -> tuple[int, list[str]]:
     return process.returncode, lines
 
 
-def _keep(name: str, measures: Iterable[Measure], *, now: datetime) -> None:
+def _keep(name: str, measures: Iterable[Measure], *, now: datetime, measured: str) -> None:
     kept: Kept = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
-    kept[name] = {"date": f"{now:%Y-%m-%d}", "machine": machine(), "measures": [vars(one) for one in measures]}
+    kept[name] = {
+        "date": f"{now:%Y-%m-%d}",
+        "machine": machine(),
+        "commit": measured,
+        "arguments": os.environ.get("ARGS", ""),
+        "measures": [vars(one) for one in measures],
+    }
     _KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     _PAGE.write_text(with_table(_PAGE.read_text(), kept))
 
@@ -103,11 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benches", nargs="+", metavar="NAME")
     failed: Mapping[str, int] = {}
+    measured = commit()  # before the first result changes a file
     for name in parser.parse_args().benches:
         code, lines = _run(name)
         measures = list(measures_of(lines))
         if measures:
-            _keep(name, measures, now=datetime.now(UTC))
+            _keep(name, measures, now=datetime.now(UTC), measured=measured)
         if code:
             failed = {**failed, name: code}
     if failed:

@@ -44,6 +44,14 @@ def test_a_measure_without_a_goal_is_neither_met_nor_missed() -> None:
     assert [row for row in rows if row.startswith("| known")] == ["| known | 2 s | 1 | 0.5 | | |"]
 
 
+def test_what_was_measured_and_how_is_said() -> None:
+    measured = {**kept(Measure("a", 1.0, "s", 1.0, 1.0, 1.0))["writer"], "commit": "abc+", "arguments": "--orders 5"}
+
+    page = table({"writer": measured})
+
+    assert page.startswith('### `make bench-writer ARGS="--orders 5"`\n\n2026-11-23, m, at abc+\n')
+
+
 def test_results_take_the_place_of_former_ones() -> None:
     once = with_table(_PAGE, kept(Measure("old-one", 1.0, "s", 1.0, 1.0, 1.0)))
     twice = with_table(once, kept(Measure("new-one", 1.0, "s", 1.0, 1.0, 1.0)))
