@@ -71,7 +71,7 @@ RECORDS: dict[str, Record] = {
 }
 _OF_THE_WRITER = [kind for kind in RECORDS if kind != "order-window"]
 _PURE = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-_STORED = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+_STORED = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def _document(kind: str) -> Any:
