@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 from prometheus_client import Gauge
 
+from shared.errors import ConfigurationError
 from shared.patience import until_answered
 
 # What goes away when PostgreSQL restarts, fails over (it is read-only until then), resolves a deadlock, is out of
@@ -29,6 +30,13 @@ TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
     asyncpg.LockNotAvailableError,
     OSError,
     TimeoutError,
+)
+
+# Of these the first is an InterfaceError as well.
+_WRONG_ADDRESS = (
+    asyncpg.ClientConfigurationError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
 )
 
 POOL = Gauge(
@@ -70,25 +78,31 @@ async def _leave_as_it_is(_connection: asyncpg.Connection) -> None:
 
 
 async def open_pool(database_url: str, *, service: str, max_size: int) -> asyncpg.Pool:
-    """Open a pool whose `jsonb` values are `bytes`; raises the driver's errors if PostgreSQL is away."""
-    return await asyncpg.create_pool(
-        database_url,
-        min_size=1,
-        max_size=max_size,
-        init=_pass_jsonb_through,
-        reset=_leave_as_it_is,
-        command_timeout=60,
-        timeout=10,
-        server_settings={
-            "application_name": f"orders-backup/{service}",
-            "idle_in_transaction_session_timeout": "60000",
-            "timezone": "UTC",
-        },
-    )
+    """Open a pool whose `jsonb` values are `bytes`.
+
+    Raises ConfigurationError if the address is wrong, and the driver's errors if PostgreSQL is away.
+    """
+    try:
+        return await asyncpg.create_pool(
+            database_url,
+            min_size=1,
+            max_size=max_size,
+            init=_pass_jsonb_through,
+            reset=_leave_as_it_is,
+            command_timeout=60,
+            timeout=10,
+            server_settings={
+                "application_name": f"orders-backup/{service}",
+                "idle_in_transaction_session_timeout": "60000",
+                "timezone": "UTC",
+            },
+        )
+    except _WRONG_ADDRESS as error:
+        raise ConfigurationError(f"DATABASE_URL: {error}") from error
 
 
 async def wait_for_pool(database_url: str, *, service: str, max_size: int) -> asyncpg.Pool:
-    """Like `open_pool`, but waits as long as PostgreSQL is away; a wrong password or database name is an error."""
+    """Like `open_pool`, but waits as long as PostgreSQL is away."""
     pool = await until_database_answers(partial(open_pool, database_url, service=service, max_size=max_size))
     tell_pool(pool)
     return pool

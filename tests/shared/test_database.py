@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from shared.database import open_pool
+from shared.database import open_pool, wait_for_pool
+from shared.errors import ConfigurationError
 
 pytestmark = pytest.mark.integration
 
@@ -15,6 +16,23 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     opened = await open_pool(database_url, service="test", max_size=1)
     yield opened
     opened.terminate()
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "said"),
+    [
+        ("?", "?sslmode=nonsense", "sslmode"),
+        ("@", "-and-more@", "password authentication failed"),
+        ("?", "-and-more?", "does not exist"),
+    ],
+)
+async def test_an_address_that_is_wrong_is_named_and_not_waited_for(
+    database_url: str, part: str, other: str, said: str
+) -> None:
+    wrong = f"{database_url}?".replace(part, other).rstrip("?")
+
+    with pytest.raises(ConfigurationError, match=f"^DATABASE_URL: .*{said}"):
+        await wait_for_pool(wrong, service="test", max_size=1)
 
 
 async def test_giving_a_connection_back_asks_the_server_nothing(pool: asyncpg.Pool, database_url: str) -> None:
