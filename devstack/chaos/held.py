@@ -1,30 +1,46 @@
 """What a process holds that others take over when it stands still: leases in PostgreSQL, its place in a group."""
 
+import asyncio
+from collections.abc import Mapping
+
 import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 
-# The owner of a lease is host/process/number (`services/poller/leases.py`).
+_ANSWER_SECONDS = 5.0
+# The owner of a lease is host/process/number (`services/poller/leases.py`); every claim raises the fence, no end
+# does.
 # language=sql
 _LEASES = """
-SELECT 'journal ' || user_token_id FROM active_sync_schedules WHERE lease_owner LIKE '%/' || $1::text || '/%'
+SELECT 'journal ' || user_token_id AS what, lease_owner, fence FROM active_sync_schedules
 UNION ALL
-SELECT 'task ' || task_id FROM task_history WHERE lease_owner LIKE '%/' || $1::text || '/%'
+SELECT 'task ' || task_id, lease_owner, fence FROM task_history
 UNION ALL
-SELECT 'device ' || task_id FROM device_authorizations WHERE lease_owner LIKE '%/' || $1::text || '/%'
+SELECT 'device ' || task_id, lease_owner, fence FROM device_authorizations
 """
 
+Fences = Mapping[str, int]
+"""Rows with the number of their last claim."""
 
-async def leases_of(database: asyncpg.Connection, pid: int) -> frozenset[str]:
+
+async def leases_of(database: asyncpg.Connection, pid: int) -> Fences:
     """The rows that a process has leased, also where the lease has run out and nobody else has come for it."""
-    return frozenset(row[0] for row in await database.fetch(_LEASES, str(pid)))
+    rows = await database.fetch(_LEASES)
+    return {row["what"]: row["fence"] for row in rows if f"/{pid}/" in (row["lease_owner"] or "")}
+
+
+async def taken_over(database: asyncpg.Connection, held: Fences) -> list[str]:
+    """Those of the rows that somebody has claimed since."""
+    rows = await database.fetch(_LEASES)
+    return sorted(row["what"] for row in rows if row["fence"] > held.get(row["what"], row["fence"]))
 
 
 async def members_of(bootstrap_servers: str, group: str) -> int:
-    """How many members a consumer group has; raises KafkaError where there is no saying."""
+    """How many members a consumer group has; raises KafkaError or TimeoutError where there is no saying."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     try:
-        await admin.start()
-        (answer,) = await admin.describe_consumer_groups([group])
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await admin.start()
+            (answer,) = await admin.describe_consumer_groups([group])
     finally:
         await admin.close()
     _code, _name, _state, _type, _protocol, members = answer.groups[0][:6]

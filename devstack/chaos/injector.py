@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError
 from devstack.allegro import Control
 from devstack.canary import Scanner, look_through_topics
 from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, survivors
-from devstack.chaos.held import leases_of, members_of
+from devstack.chaos.held import Fences, leases_of, members_of, taken_over
 from devstack.chaos.plan import REPLICAS, Injection, Kind, replicas_of, service_of
 from devstack.chaos.shifted_clock import SET_RIGHT
 from devstack.chaos.spoiled import spoiled_records
@@ -215,35 +215,41 @@ class Injector:
         injection = injected.injection
         child, service = self._stack.services[injection.target], service_of(injection.target)
         process = psutil.Process(child.pid)
-        if service == "poller":
-            leases = await self._stop_amid_work(child)
-        child.send(signal.SIGSTOP)
-        end = time.monotonic() + injection.for_seconds
-        for group in _groups(service, self._topics):
-            await self._note_absence(injected, group, end)
-        await asyncio.sleep(max(0.0, end - time.monotonic()))
-        if service == "poller":
-            lost = leases - await self._leases_of(child.pid)
-            injected.effect = f"others took over {len(lost)} of {len(leases)} leases"
-            injected.in_vain = "" if lost else injected.effect
-        if not process.is_running() or process.status() != psutil.STATUS_STOPPED:
-            injected.in_vain = "it did not stand still to the end"
-        child.send(signal.SIGCONT)
+        try:
+            held = await self._stop_amid_work(child) if service == "poller" else {}
+            child.send(signal.SIGSTOP)
+            end = time.monotonic() + injection.for_seconds
+            for group in _groups(service, self._topics):
+                await self._note_absence(injected, group, end)
+            await asyncio.sleep(max(0.0, end - time.monotonic()))
+            if service == "poller":
+                taken = await self._of_leases(lambda database: taken_over(database, held))
+                injected.effect = f"others took over {len(taken)} of {len(held)} leases"
+                injected.in_vain = "" if taken else injected.effect
+            if not process.is_running() or process.status() != psutil.STATUS_STOPPED:
+                injected.in_vain = "it did not stand still to the end"
+        finally:
+            child.send(signal.SIGCONT)
 
-    async def _stop_amid_work(self, child: Child) -> frozenset[str]:
+    async def _stop_amid_work(self, child: Child) -> Fences:
         """Have it stand still while it holds leases, which it does for moments only; returns them."""
         deadline = time.monotonic() + _AMID_WORK_SECONDS
         while True:
             child.send(signal.SIGSTOP)
-            if (held := await self._leases_of(child.pid)) or time.monotonic() > deadline:
+            held = await self._of_leases(lambda database: leases_of(database, child.pid))
+            if held:
+                # A statement that was under way may have ended them.
+                await asyncio.sleep(_LOOK_SECONDS)
+                held = await self._of_leases(lambda database: leases_of(database, child.pid))
+            if held or time.monotonic() > deadline:
                 return held
             child.send(signal.SIGCONT)
             await asyncio.sleep(_MOMENT_SECONDS)
 
-    async def _leases_of(self, pid: int) -> frozenset[str]:
-        async def ask() -> frozenset[str]:
+    async def _of_leases(self, look: Callable[[asyncpg.Connection], Awaitable[_Answer]]) -> _Answer:
+        async def ask() -> _Answer:
             async with self._stack.connection() as database:
-                return await leases_of(database, pid)
+                return await look(database)
 
         return await self._patiently(ask, "looking for leases")
 
@@ -268,17 +274,19 @@ class Injector:
         injection = injected.injection
         launcher = ("devstack.chaos.shifted_clock", str(injection.shift_seconds))
         await self._replace(injection.target, launcher)
-        await self._until_up(injection.target)
-        ahead = await self._ahead(injection.target)
-        await asyncio.sleep(injection.for_seconds / 2)
-        self._stack.services[injection.target].send(SET_RIGHT)
-        await asyncio.sleep(injection.for_seconds / 2)
-        jumped = await self._ahead(injection.target)
-        injected.effect = f"its clock was off by {ahead:+.0f} s, and then by {jumped:+.0f} s"
-        if max(abs(ahead - injection.shift_seconds), abs(jumped)) > _CLOCK_TOLERANCE_SECONDS:
-            injected.in_vain = injected.effect
-        # Started by the same command once more, it would be wrong once more.
-        await self._replace(injection.target, ())
+        try:
+            await self._until_up(injection.target)
+            ahead = await self._ahead(injection.target)
+            await asyncio.sleep(injection.for_seconds / 2)
+            self._stack.services[injection.target].send(SET_RIGHT)
+            await asyncio.sleep(injection.for_seconds / 2)
+            jumped = await self._ahead(injection.target)
+            injected.effect = f"its clock was off by {ahead:+.0f} s, and then by {jumped:+.0f} s"
+            if max(abs(ahead - injection.shift_seconds), abs(jumped)) > _CLOCK_TOLERANCE_SECONDS:
+                injected.in_vain = injected.effect
+        finally:
+            # Started by the same command once more, it would be wrong once more.
+            await self._replace(injection.target, ())
         injected.ended = time.time()
         await self._until_up(injection.target)
 

@@ -442,7 +442,8 @@ class Chaos:
             checks["recovery"] = verdict.too_slow(injector.done)
             checks["tokens that do not work"] = await self._useless_tokens()
             await self._look_for_secrets(database)
-        self._count("records", injector.looked_through.records)
+        if not self._options.calm:
+            self._count("records before they were lost", injector.looked_through.records)
         report.looks_broken_off = len(injector.looked_through.broken_off)
         report.struck = (await self._control.stats())["faults_struck"]
         async with httpx.AsyncClient(timeout=30) as http:

@@ -23,7 +23,8 @@ _START_SECONDS = 20
 # log that had outgrown its reader's position by then is passed over, and made again after two minutes, give or take a
 # tenth (`services/poller/redelivery.py`); half a minute more for groups to form and for the look itself. Measured:
 # 112 s. The rest is for slower machines.
-RECOVERY_LIMIT_SECONDS = 240.0
+UNDISTURBED_LIMIT_SECONDS = 180.0
+RECOVERY_LIMIT_SECONDS = 300.0
 
 # Events that the initial load covers need no look of their own. An order that is not stored, or gone, had vanished when
 # it was looked for: what became of its events cannot be told from looks.
@@ -246,7 +247,7 @@ def too_slow(done: Iterable[Injected]) -> list[str]:
         f"{one.injection}: recovered after {one.recovery_seconds:.0f} s,"
         f" {one.undisturbed_seconds:.0f} of them undisturbed"
         for one in done
-        if one.undisturbed_seconds > RECOVERY_LIMIT_SECONDS
+        if one.recovery_seconds > RECOVERY_LIMIT_SECONDS or one.undisturbed_seconds > UNDISTURBED_LIMIT_SECONDS
     ]
 
 

@@ -23,7 +23,7 @@ _ASK_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 _TIMEOUTS = re.compile(r'^orders_backup_allegro_requests_total\{[^}]*outcome="timeout"[^}]*\} (\S+)$', re.MULTILINE)
 _LAST_LINES = 4
-_MEGABYTE = 1024 * 1024
+_MEGABYTE = 1_000_000
 
 # Each trigger says what must never happen to a row (promises P1, P2, P3, P12); `changes` and `events` are what
 # happened, `counted` is what the runs were given for it, each with its transaction.

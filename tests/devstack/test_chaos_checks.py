@@ -324,13 +324,17 @@ def test_a_state_that_differs_from_the_table_is_found(states: dict[str, Any], co
 
 def test_a_slow_recovery_a_fault_in_vain_and_one_that_never_struck_are_complaints() -> None:
     seconds = verdict.RECOVERY_LIMIT_SECONDS + 1
-    slow = Injected(Injection(0.0, Kind.KILL, "writer"), 0.0, recovery_seconds=seconds, undisturbed_seconds=seconds)
+    slow = Injected(Injection(0.0, Kind.KILL, "writer"), 0.0, recovery_seconds=seconds)
     idle = Injected(Injection(0.0, Kind.TOPICS), 0.0, in_vain="there were no records")
     effective = Injected(Injection(9.0, Kind.TOPICS), 9.0)
 
     assert verdict.too_slow([slow, idle]) == [
-        f"kill -9 of a service: writer: recovered after {seconds:.0f} s, {seconds:.0f} of them undisturbed"
+        f"kill -9 of a service: writer: recovered after {seconds:.0f} s, 0 of them undisturbed"
     ]
+    slow.recovery_seconds = slow.undisturbed_seconds = verdict.UNDISTURBED_LIMIT_SECONDS
+    assert verdict.too_slow([slow]) == []
+    slow.undisturbed_seconds += 1
+    assert len(verdict.too_slow([slow])) == 1
     assert verdict.in_vain([slow, idle]) == ["topics deleted and created again: there were no records"]
     assert verdict.in_vain([slow, idle, effective]) == []
     assert verdict.not_struck(["merges", "timeout"], {"merges": 1}) == ["timeout never struck"]

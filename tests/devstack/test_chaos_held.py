@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from devstack.chaos.held import leases_of, members_of
+from devstack.chaos.held import leases_of, members_of, taken_over
 from shared.topics import Topics
 from tests.builders import a_token
 
@@ -35,11 +35,14 @@ async def test_a_lease_is_its_owners_until_another_takes_it(database: asyncpg.Co
     )
 
     held, others = await leases_of(database, 12), await leases_of(database, 1)
-    await database.execute("UPDATE active_sync_schedules SET lease_owner = 'host/112/abc'")
+    await database.execute("UPDATE active_sync_schedules SET lease_owner = NULL")
+    ended = await taken_over(database, held)
+    await database.execute("UPDATE active_sync_schedules SET lease_owner = 'host/112/abc', fence = fence + 1")
 
-    assert held == {f"journal {token_id}"}
-    assert others == frozenset()
-    assert await leases_of(database, 12) == frozenset()
+    assert (held, others) == ({f"journal {token_id}": 0}, {})
+    assert ended == []
+    assert await taken_over(database, held) == [f"journal {token_id}"]
+    assert await leases_of(database, 12) == {}
 
 
 async def test_a_group_has_as_many_members_as_have_joined_and_not_left(kafka_bootstrap: str, fresh_topics: str) -> None:

@@ -1,10 +1,15 @@
 """When faults are done: never two at once on what one of them holds, however slow the machine is."""
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Any, cast
 
-from devstack.chaos.injector import Injected, Injector
+import psutil
+
+from devstack.chaos.injector import Injected, Injector, UnansweredError
 from devstack.chaos.plan import Injection, Kind
+from devstack.processes import Child
 
 _LONG = 0.05
 
@@ -56,3 +61,30 @@ async def test_what_there_is_no_time_for_is_left_out_unless_its_like_has_not_bee
 
     assert [one.injection.target for one in injector.done] == ["writer", "poller"]
     assert injector.left_out == 1
+
+
+class OneProcess(NoStack):
+    """A stack of one process, which does nothing."""
+
+    def __init__(self, child: Child) -> None:
+        self.services = {child.name: child}
+
+
+async def test_a_pause_ends_also_where_nobody_answers_what_the_process_held(tmp_path: Path) -> None:
+    child = Child("poller", [sys.executable, "-c", "import time; time.sleep(60)"], log=tmp_path / "log")
+    child.start()
+
+    class Unanswered(Injector):
+        async def _of_leases(self, look: Any) -> Any:
+            raise UnansweredError("PostgreSQL is away")
+
+    injector = Unanswered(cast("Any", OneProcess(child)), cast("Any", None), [], {}, cast("Any", None), print)
+    try:
+        await injector.run([Injection(0.0, Kind.PAUSE, "poller")], 60)
+
+        assert injector.done[0].in_vain == "PostgreSQL is away"
+        async with asyncio.timeout(10):
+            while psutil.Process(child.pid).status() == psutil.STATUS_STOPPED:  # noqa: ASYNC110 - a signal is on its way
+                await asyncio.sleep(_LONG)
+    finally:
+        child.kill()
