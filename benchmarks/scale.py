@@ -9,7 +9,8 @@
   of Allegro's limits in force.
 - **idle**: memory and CPU of each service when nothing happens.
 
-Memory is what a process holds by itself (USS).
+Memory is the most that a process held by itself (USS, looked at five times a second); of the lag, the most that it had
+altogether as well (RSS, by the kernel's own count), which others share in part.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from benchmarks.backlog import EVENTS_PER_ORDER, Shelf, bursts_of, fetches, obse
 from benchmarks.many_tokens import INTERVAL_SECONDS, Round, look_into, simulated_sellers
 from benchmarks.report import Measure, report
 from benchmarks.stack import NO_LIMITS, BenchStack, Replica, bench_stack, say
+from devstack.chaos.broker_view import members_of
 from shared.database import database_now
 from shared.messages import OrderEvent
 
@@ -116,8 +118,17 @@ async def _until_stored(pool: asyncpg.Pool, count: int) -> int:
             await asyncio.sleep(_LOOK_SECONDS)
 
 
+async def _until_shared_out(stack: BenchStack, environment: Mapping[str, str], service: str, replicas: int) -> None:
+    """Wait until so many members share the partitions of the service's group."""
+    settings = stack.settings(environment)
+    group = f"{settings.kafka_topic_prefix}{service}"
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while await members_of(settings.kafka_bootstrap_servers[0], group) != replicas:  # noqa: ASYNC110 - asked
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
 async def _work_off(stack: BenchStack, shelf: Shelf, turn: int, each: int, replicas: int) -> Speed:
-    """The `turn`th part of the sellers' orders; measured while all replicas work, without their starting up."""
+    """The `turn`th part of the sellers' orders; it comes when every replica has its partitions."""
     environment = stack.fresh_topics()
     async with stack.pool() as pool:
         now = await database_now(pool)
@@ -125,10 +136,12 @@ async def _work_off(stack: BenchStack, shelf: Shelf, turn: int, each: int, repli
             fetches(seller.token_id, shelf.orders(seller, (turn + 1) * each)[turn * each :], now)
             for seller in shelf.sellers
         ]
-        await owe(pool, chain.from_iterable(backlog))
-        await publish_interleaved(stack, environment, backlog)
         before, count = await pool.fetchval("SELECT count(*) FROM orders"), each * len(shelf.sellers)
         with stack.services(environment, writer=replicas, enricher=replicas) as services:
+            for service in services:
+                await _until_shared_out(stack, environment, service, replicas)
+            await owe(pool, chain.from_iterable(backlog))
+            await publish_interleaved(stack, environment, backlog)
             working = [*chain.from_iterable(services.values())]
             first = await _until_stored(pool, before + count // 5)
             begin = _Clock.read(stack, working)
@@ -164,7 +177,16 @@ def _replicas(plan: Plan) -> list[Measure]:
                 f" {speed.simulator_cores:.2f} of them for the simulated Allegro"
             )
     one = speeds[plan.replicas[0]]
-    measures = []
+    measures = [
+        Measure(
+            f"scale: {plan.replicas[0]} enrichers and writers",
+            one.orders_a_second,
+            "orders/s",
+            one.orders_a_second,
+            1.0,
+            0.0,
+        )
+    ]
     for replicas, speed in list(speeds.items())[1:]:
         name = f"scale: {replicas} enrichers and writers"
         expected = one.orders_a_second * one.expected(replicas)
@@ -228,6 +250,7 @@ class Held:
     """The most memory of each service, in bytes, and its CPU seconds."""
 
     bytes: dict[str, int] = field(default_factory=dict)
+    resident: dict[str, int] = field(default_factory=dict)
     cores: dict[str, float] = field(default_factory=dict)
 
 
@@ -240,6 +263,7 @@ async def _watch(services: Mapping[str, Sequence[Replica]], seconds: float) -> H
             held.bytes[one.service] = max(held.bytes.get(one.service, 0), one.memory_bytes())
         await asyncio.sleep(_LOOK_SECONDS)
     elapsed = time.monotonic() - began
+    held.resident = {one.service: one.most_resident_bytes() for one in replicas}
     held.cores = {one.service: (one.cpu_seconds() - before[one.service]) / elapsed for one in replicas}
     return held
 
@@ -295,7 +319,16 @@ def _lag(stack: BenchStack, plan: Plan) -> list[Measure]:
     say(f"{events} events and {orders} orders were stored in {plan.lag_seconds:.0f} s")
     if events >= plan.lag or orders >= plan.lag_orders:
         raise RuntimeError("nothing waited any more: this was no lag")
-    return _memory(held, f"lag of {plan.lag} events and {plan.lag_orders} orders")
+    name = f"lag of {plan.lag} events and {plan.lag_orders} orders"
+    return [
+        *_memory(held, name),
+        *(
+            Measure(
+                f"scale: RSS of the {service}, {name}", count / 2**20, "MiB", _GOAL_MIB, _GOAL_MIB / (count / 2**20), 0
+            )
+            for service, count in held.resident.items()
+        ),
+    ]
 
 
 async def _stored(stack: BenchStack) -> tuple[int, int]:
@@ -317,12 +350,12 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4], help="of enricher and writer")
-    parser.add_argument("--orders", type=int, default=12_000, help="fetched in each run of replicas")
+    parser.add_argument("--orders", type=int, default=30_000, help="fetched in each run of replicas")
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--tokens-seconds", type=float, default=45.0, help="for which their looks are watched")
     parser.add_argument("--lag", type=int, default=1_000_000, help="events that wait")
     parser.add_argument("--lag-orders", type=int, default=200_000, help="orders that wait for the writer besides")
-    parser.add_argument("--lag-seconds", type=float, default=40.0, help="for which memory is watched")
+    parser.add_argument("--lag-seconds", type=float, default=120.0, help="for which memory is watched")
     parser.add_argument("--idle-seconds", type=float, default=15.0)
     plan = Plan(**vars(parser.parse_args(arguments)))
     measures = [*_tokens(plan), *_replicas(plan), *_services(plan)]

@@ -68,6 +68,11 @@ class Replica:
         times = psutil.Process(self.child.pid).cpu_times()
         return float(times.user + times.system)
 
+    def most_resident_bytes(self) -> int:
+        """The most that it ever had of the machine's memory, shared pages counted whole (VmHWM, proc(5))."""
+        status = Path(f"/proc/{self.child.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024
+
     def memory_bytes(self) -> int:
         """What it holds of the machine's memory by itself; pages shared with other processes are not counted."""
         return int(psutil.Process(self.child.pid).memory_full_info().uss)
@@ -146,7 +151,7 @@ class BenchStack:
             f"{service} {number}",
             [sys.executable, "-m", f"services.{service}"],
             log=self._stack.logs / f"{service}-{number}.out",
-            env={"LOG_LEVEL": "WARNING", **environment, f"{service.upper()}_HTTP_PORT": str(port)},
+            env={**environment, f"{service.upper()}_HTTP_PORT": str(port)},
             folder=self.folder,
             grace_seconds=30,
         )

@@ -1,5 +1,6 @@
 """What a broker holds, seen from outside: has a fault that was to lose its records really lost them?"""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from aiokafka.errors import KafkaError, for_code
 
 from devstack.canary import partitions_below
 
+_ANSWER_SECONDS = 5.0
 _WAIT_MS = 500
 _QUIET_ROUNDS = 2
 
@@ -53,6 +55,22 @@ async def first_records(bootstrap_servers: str, prefix: str) -> Firsts:
 def survivors(before: Firsts, after: Firsts) -> list[str]:
     """Partitions that still begin with the record with which they began before."""
     return sorted(f"{one.topic}/{one.partition}" for one, first in before.items() if after.get(one) == first)
+
+
+async def members_of(bootstrap_servers: str, group: str) -> int:
+    """How many members share a consumer group's partitions; 0 during a rebalance.
+
+    Raises KafkaError or TimeoutError where there is no saying.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await admin.start()
+            (answer,) = await admin.describe_consumer_groups([group])
+    finally:
+        await admin.close()
+    _code, _name, state, _type, _protocol, members = answer.groups[0][:6]
+    return len(members) if state == "Stable" else 0
 
 
 async def delete_topics(bootstrap_servers: str, wanted: Iterable[str]) -> list[str]:

@@ -22,8 +22,8 @@ from aiokafka.errors import KafkaError
 
 from devstack.allegro import Control
 from devstack.canary import Scanner, look_through_topics
-from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, survivors
-from devstack.chaos.held import Fences, leases_of, members_of, taken_over
+from devstack.chaos.broker_view import Firsts, committed_offsets, delete_topics, first_records, members_of, survivors
+from devstack.chaos.leases import Fences, leases_of, taken_over
 from devstack.chaos.plan import REPLICAS, Injection, Kind, replicas_of, service_of
 from devstack.chaos.shifted_clock import SET_RIGHT
 from devstack.chaos.spoiled import spoiled_records

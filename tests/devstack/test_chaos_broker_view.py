@@ -1,12 +1,13 @@
 """Whether a fault that was to lose a broker's records lost them, on a real broker."""
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from devstack.chaos.broker_view import committed_offsets, delete_topics, first_records, survivors
+from devstack.chaos.broker_view import committed_offsets, delete_topics, first_records, members_of, survivors
 from shared.kafka import RecordProducer
 from shared.settings import KafkaSettings
 from shared.topics import Topics, create_topics
@@ -71,3 +72,24 @@ async def test_a_group_is_asked_where_it_stands(kafka_bootstrap: str, topics: To
 
     assert await committed_offsets(kafka_bootstrap, group, partitions[:1]) == {partitions[0]: 7}
     assert await committed_offsets(kafka_bootstrap, f"{group}-of-nobody", partitions) == {}
+
+
+async def test_a_group_has_as_many_members_as_have_joined_and_not_left(kafka_bootstrap: str, topics: Topics) -> None:
+    group = f"{topics.prefix}{uuid4().hex}"
+
+    def a_member() -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            topics.orders, bootstrap_servers=kafka_bootstrap, group_id=group, session_timeout_ms=6000
+        )
+
+    async def until_there_are(count: int) -> None:
+        async with asyncio.timeout(_SECONDS):
+            while await members_of(kafka_bootstrap, group) != count:  # noqa: ASYNC110 - a broker tells nobody
+                await asyncio.sleep(0.1)
+
+    async with a_member():
+        second = a_member()
+        await second.start()
+        await until_there_are(2)
+        await second.stop()
+        await until_there_are(1)

@@ -1,20 +1,14 @@
-"""What a process holds, seen from outside: its leases in a real PostgreSQL, its place in a group of a real broker."""
+"""What a process has leased, seen from outside, in a real PostgreSQL."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from uuid import uuid4
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer
 
-from devstack.chaos.held import leases_of, members_of, taken_over
-from shared.topics import Topics
+from devstack.chaos.leases import leases_of, taken_over
 from tests.builders import a_token
 
 pytestmark = pytest.mark.integration
-
-_SECONDS = 60
 
 
 @pytest.fixture
@@ -43,22 +37,3 @@ async def test_a_lease_is_its_owners_until_another_takes_it(database: asyncpg.Co
     assert ended == []
     assert await taken_over(database, held) == [f"journal {token_id}"]
     assert await leases_of(database, 12) == {}
-
-
-async def test_a_group_has_as_many_members_as_have_joined_and_not_left(kafka_bootstrap: str, fresh_topics: str) -> None:
-    topic, group = Topics(fresh_topics).orders, f"{fresh_topics}{uuid4().hex}"
-
-    def a_member() -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(topic, bootstrap_servers=kafka_bootstrap, group_id=group, session_timeout_ms=6000)
-
-    async def until_there_are(count: int) -> None:
-        async with asyncio.timeout(_SECONDS):
-            while await members_of(kafka_bootstrap, group) != count:  # noqa: ASYNC110 - a broker tells nobody
-                await asyncio.sleep(0.1)
-
-    async with a_member():
-        second = a_member()
-        await second.start()
-        await until_there_are(2)
-        await second.stop()
-        await until_there_are(1)

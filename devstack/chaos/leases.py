@@ -1,12 +1,9 @@
-"""What a process holds that others take over when it stands still: leases in PostgreSQL, its place in a group."""
+"""What a process holds in PostgreSQL that others take over when it stands still: its leases."""
 
-import asyncio
 from collections.abc import Mapping
 
 import asyncpg
-from aiokafka.admin import AIOKafkaAdminClient
 
-_ANSWER_SECONDS = 5.0
 # The owner of a lease is host/process/number (`services/poller/leases.py`); every claim raises the fence, no end
 # does.
 # language=sql
@@ -32,16 +29,3 @@ async def taken_over(database: asyncpg.Connection, held: Fences) -> list[str]:
     """Those of the rows that somebody has claimed since."""
     rows = await database.fetch(_LEASES)
     return sorted(row["what"] for row in rows if row["fence"] > held.get(row["what"], row["fence"]))
-
-
-async def members_of(bootstrap_servers: str, group: str) -> int:
-    """How many members a consumer group has; raises KafkaError or TimeoutError where there is no saying."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await admin.start()
-            (answer,) = await admin.describe_consumer_groups([group])
-    finally:
-        await admin.close()
-    _code, _name, _state, _type, _protocol, members = answer.groups[0][:6]
-    return len(members)
