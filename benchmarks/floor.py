@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +32,8 @@ _PY_SPY: Final = Path(sys.executable).with_name("py-spy")
 _SAMPLES_A_SECOND: Final = 100
 _OURS: Final = "our own code"
 _HTTP: Final = "HTTP"
-# Threads without Python, which py-spy does not see: what they used is counted as if it had been seen.
-_NATIVE_THREADS: Final = {"pyreqwest": _HTTP}
+# reqwest's threads are without Python, and py-spy does not see them: what they used is counted as if it had been seen.
+_HTTP_THREADS: Final = "pyreqwest"
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 # What our own code may take of the working time of all stages; no issue states one, so: less than the libraries do.
 _GOAL: Final = 0.5
@@ -82,10 +82,9 @@ class Samples:
             if kind == _OURS:
                 self.own[function] += int(number)
 
-    def add_threads(self, cpu_seconds: Mapping[str, float]) -> None:
-        """Count what threads used that the samples do not show."""
-        for name, seconds in cpu_seconds.items():
-            self.kinds[_NATIVE_THREADS[name]] += round(seconds * _SAMPLES_A_SECOND)
+    def add_http(self, cpu_seconds: float) -> None:
+        """Count what reqwest's threads used, which the samples do not show."""
+        self.kinds[_HTTP] += round(cpu_seconds * _SAMPLES_A_SECOND)
 
     def shares(self) -> dict[str, float]:
         """Each kind's part, the largest first."""
@@ -102,8 +101,8 @@ class Spies:
     def __init__(self, mode: Mode, folder: Path) -> None:
         self._mode = mode
         self._folder = folder
-        self.native: dict[str, Mapping[str, float]] = {}
-        """CPU seconds of each stage's threads without Python, by their names."""
+        self.http_seconds: dict[str, float] = {}
+        """What reqwest's threads of each stage used of the CPU."""
 
     @asynccontextmanager
     async def around(self, stack: Stack) -> AsyncIterator[None]:
@@ -114,13 +113,14 @@ class Spies:
             for stage in _STAGES
             for form, output in (("raw", self.samples(stage)), ("flamegraph", self._picture(stage)))
         ]
-        before = {stage: native_threads(stack.services[stage].pid) for stage in _STAGES}
+        before = {stage: http_seconds(stack.services[stage].pid) for stage in _STAGES}
         try:
             yield
+            for stage, used in before.items():
+                self.http_seconds[stage] = http_seconds(stack.services[stage].pid) - used
+            if not self.http_seconds["enricher"]:
+                raise RuntimeError(f"the enricher has no thread {_HTTP_THREADS}* that works: what does its HTTP?")
         finally:
-            for stage in _STAGES:
-                after = native_threads(stack.services[stage].pid)
-                self.native[stage] = {name: used - before[stage].get(name, 0.0) for name, used in after.items()}
             for spy in spies:
                 spy.send_signal(2)  # an interrupt: it writes what it has seen
             for spy in spies:
@@ -146,15 +146,18 @@ class Spies:
         )
 
 
-def native_threads(pid: int) -> dict[str, float]:
-    """CPU seconds that a process's threads without Python have used so far, by their names (Linux, proc(5))."""
-    used: dict[str, float] = {}
+def http_seconds(pid: int) -> float:
+    """CPU seconds that reqwest's threads of a process have used so far, of those that live (Linux, proc(5))."""
+    ticks = 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        name = (thread / "comm").read_text().strip()
-        if name in _NATIVE_THREADS:
-            user, system = (thread / "stat").read_text().rpartition(")")[2].split()[11:13]
-            used[name] = used.get(name, 0.0) + (int(user) + int(system)) / _CLOCK_TICKS
-    return used
+        try:
+            name, stat = (thread / "comm").read_text(), (thread / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+        if name.startswith(_HTTP_THREADS):
+            user, system = stat.rpartition(")")[2].split()[11:13]
+            ticks += int(user) + int(system)
+    return ticks / _CLOCK_TICKS
 
 
 def _forget_the_machine(picture: Path) -> None:
@@ -201,7 +204,7 @@ def main() -> None:
                 seen = Samples()
                 for samples in (seen, whole):
                     samples.add(lines)
-                    samples.add_threads(spies.native[stage])
+                    samples.add_http(spies.http_seconds[stage])
                 _tell(load.mode, stage, seen)
                 measures += _known(load.mode, stage, seen)
             _tell(load.mode, "all", whole)

@@ -2,7 +2,8 @@
 
 One process asks the simulated Allegro (another process) for single orders, with 5 and with 50 workers over one
 client: httpx on its own transport, ours on reqwest (`shared.allegro.transport`), and bare aiohttp. The rounds are
-interleaved, so that a busy machine disturbs all of them; the median of the rounds counts.
+interleaved, so that a busy machine disturbs all of them; the median of the rounds counts. CPU is this process's, of all
+its threads: the rate of the fast clients is as much the simulated Allegro's, which is one process with one thread.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -29,7 +31,7 @@ from shared.settings import AllegroSettings
 
 _WORKERS = (5, 50)
 _ROUNDS = 5
-_REQUESTS = 1000
+_REQUESTS = {"httpx": 1_000, "reqwest (ours)": 10_000, "aiohttp": 10_000}
 _OPTIONS = ["--sellers", "1", "--history-orders", "200"]
 _NO_LIMITS = ["--client-limit", "0", "--events-limit", "0", "--list-limit", "0", "--detail-limit", "0"]
 
@@ -80,17 +82,26 @@ async def _bare_aiohttp(settings: AllegroSettings, authorization: str) -> AsyncI
 _TRANSPORTS = {"httpx": _plain_httpx, "reqwest (ours)": _ours, "aiohttp": _bare_aiohttp}
 
 
-async def _round(get: Get, urls: list[str], workers: int) -> float:
-    """Requests a second of one round."""
-    waiting = iter([urls[number % len(urls)] for number in range(_REQUESTS)])
+@dataclass(frozen=True)
+class Round:
+    """One round, or the median of some."""
+
+    rate: float
+    """Requests a second."""
+    cpu_us: float
+    """Microseconds of CPU for a request."""
+
+
+async def _round(get: Get, urls: list[str], workers: int, requests: int) -> Round:
+    waiting = iter([urls[number % len(urls)] for number in range(requests)])
 
     async def work() -> None:
         for url in waiting:
             await get(url)
 
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     await asyncio.gather(*(work() for _ in range(workers)))
-    return _REQUESTS / (time.perf_counter() - started)
+    return Round(requests / (time.perf_counter() - started), (time.process_time() - used) / requests * 1e6)
 
 
 async def _connect(allegro: SimulatedAllegro) -> tuple[str, list[str]]:
@@ -103,15 +114,18 @@ async def _connect(allegro: SimulatedAllegro) -> tuple[str, list[str]]:
     return authorization, [f"{allegro.url}/order/checkout-forms/{order_id}" for order_id in orders]
 
 
-async def _measure(settings: AllegroSettings, allegro: SimulatedAllegro) -> dict[tuple[str, int], float]:
+async def _measure(settings: AllegroSettings, allegro: SimulatedAllegro) -> dict[tuple[str, int], Round]:
     authorization, urls = await _connect(allegro)
-    rates: dict[tuple[str, int], list[float]] = {(name, workers): [] for name in _TRANSPORTS for workers in _WORKERS}
+    rounds: dict[tuple[str, int], list[Round]] = {(name, workers): [] for name in _TRANSPORTS for workers in _WORKERS}
     for _number in range(_ROUNDS):
-        for name, workers in rates:
+        for name, workers in rounds:
             async with _TRANSPORTS[name](settings, authorization) as get:
-                await _round(get, urls[:workers], workers)  # connections are opened outside of the measure
-                rates[name, workers].append(await _round(get, urls, workers))
-    return {key: statistics.median(values) for key, values in rates.items()}
+                await _round(get, urls[:workers], workers, 10 * workers)  # connections are opened before the measure
+                rounds[name, workers].append(await _round(get, urls, workers, _REQUESTS[name]))
+    return {
+        key: Round(statistics.median(one.rate for one in values), statistics.median(one.cpu_us for one in values))
+        for key, values in rounds.items()
+    }
 
 
 def main() -> None:
@@ -130,11 +144,12 @@ def main() -> None:
                 allegro_client_secret=SecretStr(allegro.environment()["ALLEGRO_CLIENT_SECRET"]),
                 allegro_user_agent=f"Benchmark/{secrets.randbelow(9)}.0 (+https://example.org/benchmark)",
             )
-            rates = uvloop.run(_measure(settings, allegro))
+            rounds = uvloop.run(_measure(settings, allegro))
         finally:
             allegro.stop()
-    for (name, workers), rate in rates.items():
-        sys.stdout.write(f"{name:<26} {workers:>3} workers {rate:>8.0f} requests/s\n")
+    for (name, workers), one in rounds.items():
+        sys.stdout.write(f"{name:<26} {workers:>3} workers {one.rate:>8.0f} requests/s {one.cpu_us:>6.0f} us of CPU\n")
+    rates = {key: one.rate for key, one in rounds.items()}
     ours, plain = "reqwest (ours)", "httpx"
     met = report(
         [
@@ -165,7 +180,18 @@ def main() -> None:
                     rates[ours, workers] / rates["aiohttp", workers],
                     0.0,
                 )
-                for workers in (5, 50)
+                for workers in _WORKERS
+            ),
+            *(
+                Measure(
+                    f"http.ours-cpu-vs-aiohttp.{workers}",
+                    rounds[ours, workers].cpu_us,
+                    "us of CPU a request",
+                    rounds["aiohttp", workers].cpu_us,
+                    rounds["aiohttp", workers].cpu_us / rounds[ours, workers].cpu_us,
+                    0.0,
+                )
+                for workers in _WORKERS
             ),
         ]
     )

@@ -1,9 +1,10 @@
 """What each way of working saves: the same job with it and without it, in turns, in one run. `make bench-techniques`
 
-- **batches**: records are consumed and published again, as many at a time as there are, against one at a time.
+- **batches**: records are consumed and published again, as many at a time as there are, against a handler for each
+  record, some of them under way at a time, which publishes its own over aiokafka's producer and waits for Kafka's word.
 - **uvloop**: small questions to PostgreSQL on uvloop, against Python's own event loop.
 - **raw bytes**: an order from Allegro's answer to the record and back, as the bytes that came, against parsing it and
-  writing it again on the way.
+  writing it again on the way; by the same library.
 - **arrays**: orders stored by one statement over arrays, against `executemany` of the same statement, in one
   transaction of 500 orders each.
 - **prepared statements**: the same statement over arrays of ten, kept prepared, against parsed and planned each time.
@@ -13,7 +14,6 @@ There is no goal but to be faster: what is not is not worth its lines.
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -22,9 +22,10 @@ from statistics import median
 from typing import Any
 
 import asyncpg
+import msgspec
 import uvloop
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from msgspec.structs import replace
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from msgspec.structs import asdict
 
 from benchmarks.backlog import observed
 from benchmarks.report import Measure, report
@@ -38,6 +39,7 @@ from shared.messages import OrderObserved, decode, headers
 
 _PARTITIONS = 12
 _POLL = 500
+_HANDLERS = 16
 # Orders of a batch of the writer: of a bulk load, and of live events.
 _MANY = 500
 _FEW = 10
@@ -86,24 +88,48 @@ class Kafka:
                 part = self._records[start : start + _POLL]
                 await producer.publish_all(topic, [(one.key, one.encode(), self._common) for one in part])
 
-    async def move(self, count: int, at_a_time: int) -> float:
-        """Records a second, from the first that is consumed to the last that Kafka has acknowledged."""
+    async def in_batches(self, count: int) -> float:
+        """Records a second, all that were polled published together."""
+        async with RecordProducer(self._settings, service="bench") as producer:
+
+            async def publish(records: Sequence[ConsumerRecord]) -> None:
+                outgoing = [(record.key, record.value, list(record.headers)) for record in records]
+                await producer.publish_all(self._settings.topics.dead_letters, outgoing)
+
+            return await self._move(count, publish)
+
+    async def one_by_one(self, count: int) -> float:
+        """Records a second, a handler for each."""
+        topic = self._settings.topics.dead_letters
+        producer = AIOKafkaProducer(**connection_options(self._settings), acks="all", compression_type="zstd")
+        async with producer:
+
+            async def handle(records: Iterator[ConsumerRecord]) -> None:
+                for record in records:
+                    await producer.send_and_wait(topic, record.value, record.key, headers=list(record.headers))
+
+            async def publish(records: Sequence[ConsumerRecord]) -> None:
+                waiting = iter(records)
+                await asyncio.gather(*(handle(waiting) for _ in range(_HANDLERS)))
+
+            return await self._move(count, publish)
+
+    async def _move(self, count: int, publish: Callable[[Sequence[ConsumerRecord]], Awaitable[None]]) -> float:
+        """From the first record that is consumed to the last that Kafka has acknowledged."""
         topics = self._settings.topics
         consumer = AIOKafkaConsumer(
             **connection_options(self._settings), auto_offset_reset="earliest", enable_auto_commit=False
         )
-        async with RecordProducer(self._settings, service="bench") as producer, consumer:
+        async with consumer:
             partitions = [TopicPartition(topics.orders, number) for number in range(_PARTITIONS)]
             consumer.assign(partitions)
             await consumer.seek_to_beginning(*partitions)
             moved, began = 0, 0.0
             while moved < count:
-                polled = await consumer.getmany(timeout_ms=1000, max_records=at_a_time)
-                records: list[ConsumerRecord] = [record for part in polled.values() for record in part]
+                polled = await consumer.getmany(timeout_ms=1000, max_records=_POLL)
+                records = [record for part in polled.values() for record in part]
                 began = began or time.perf_counter()
-                if records:
-                    outgoing = [(record.key, record.value, list(record.headers)) for record in records]
-                    await producer.publish_all(topics.dead_letters, outgoing)
+                await publish(records)
                 moved += len(records)
             return moved / (time.perf_counter() - began)
 
@@ -111,10 +137,10 @@ class Kafka:
 def _batches(kafka: Kafka, plan: Plan) -> Measure:
     rates = _in_turns(
         plan.turns,
-        lambda: uvloop.run(kafka.move(plan.records, _POLL)),
-        lambda: uvloop.run(kafka.move(plan.singles, 1)),
+        lambda: uvloop.run(kafka.in_batches(plan.records)),
+        lambda: uvloop.run(kafka.one_by_one(plan.singles)),
     )
-    return _compared("batches instead of one record at a time", "records/s", rates)
+    return _compared("batches instead of a handler for each record", "records/s", rates)
 
 
 async def _questions(url: str, number: int) -> float:
@@ -157,12 +183,9 @@ def _raw_bytes(records: Sequence[OrderObserved], plan: Plan) -> Measure:
         decode(record.encode())
 
     def parsed(record: OrderObserved) -> None:
-        order = json.loads(record.order)
         order_facts(record.order)
-        body = {**json.loads(replace(record, order=type(record.order)(b"{}")).encode()), "order": order}
-        read = decode(json.dumps(body).encode())
-        assert isinstance(read, OrderObserved)  # noqa: S101 - as it was written
-        json.dumps(json.loads(read.order))
+        fields = {**asdict(record), "order": msgspec.json.decode(record.order)}
+        msgspec.json.encode(msgspec.json.decode(msgspec.json.encode(fields))["order"])
 
     rates = _in_turns(plan.turns, lambda: through(as_it_came), lambda: through(parsed))
     return _compared("an order's bytes passed on as they came", "orders/s", rates)
@@ -264,7 +287,7 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--records", type=int, default=20_000, help="in the topic")
-    parser.add_argument("--singles", type=int, default=500, help="of them, where one at a time is moved")
+    parser.add_argument("--singles", type=int, default=5_000, help="of them, where each has a handler")
     parser.add_argument("--orders", type=int, default=5_000, help="stored, or read and written")
     parser.add_argument("--turns", type=int, default=3)
     plan = Plan(**vars(parser.parse_args(arguments)))
