@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -99,15 +99,13 @@ class Peer:
     name: str
     environment: str
     program: str
-    share: float = 1.0
-    """Slow tools get a part of the sellers."""
 
 
 PEERS = (
     Peer("dlt, async", "dlt", "dlt_async.py"),
-    Peer("dlt, rest_api", "dlt", "dlt_rest_api.py", 0.2),
-    Peer("PyAirbyte", "pyairbyte", "pyairbyte.py", 0.2),
-    Peer("Singer", "singer", "singer.py", 0.2),
+    Peer("dlt, rest_api", "dlt", "dlt_rest_api.py"),
+    Peer("PyAirbyte", "pyairbyte", "pyairbyte.py"),
+    Peer("Singer", "singer", "singer.py"),
 )
 
 
@@ -429,9 +427,8 @@ def _in_turns(
         show(load.mode, "ours", ours[-1])
         for peer in peers:
             if turn == 0 or peer is PEERS[0]:
-                part = replace(load, sellers=max(1, round(load.sellers * peer.share)))
-                with _stack(part) as stack:
-                    result = uvloop.run(_peer(stack, part, peer, pythons[peer.environment]))
+                with _stack(load) as stack:
+                    result = uvloop.run(_peer(stack, load, peer, pythons[peer.environment]))
                 others[peer.name].append(result)
                 show(load.mode, peer.name, result)
     return ours, others
