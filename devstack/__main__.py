@@ -8,9 +8,13 @@ from rich.console import Console
 from devstack.errors import DevstackError
 
 
+_LOG_WIDTH = 160
+
+
 def main(arguments: list[str]) -> int:
     """Run one of the commands; an expected failure is one message and exit code 1."""
-    console = Console()
+    # A log has room: the terminal's width is a guess there, and narrow tables cannot be read.
+    console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
         if command == "demo":
