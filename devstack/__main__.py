@@ -7,7 +7,6 @@ from rich.console import Console
 
 from devstack.errors import DevstackError
 
-
 _LOG_WIDTH = 160
 
 
