@@ -38,6 +38,8 @@ from shared.settings import KafkaSettings
 logger = logging.getLogger(__name__)
 
 BATCH_ORDERS = 500
+# More is not taken for one turn, however large the orders are (promise P10); 500 of them are 1.5 MB.
+BATCH_BYTES = 8 << 20
 _GROUP = "order-state"
 _MARKER_SECONDS = 10.0
 # A topic that is new may still be about to be created: it is filled some seconds after it was first seen. What the
@@ -52,8 +54,28 @@ _ENVELOPE_BYTES = 64 * 1024
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('orders_backup_order_state', 0))"
 
 _STATE = """
-o.id, o.user_token_id, o.allegro_order_id, o.observed_at, o.updated_at, o.gone_at, o.gone_reason,
-       o.successor_order_id, o.order_data, o.order_raw
+id, user_token_id, allegro_order_id, observed_at, updated_at, gone_at, gone_reason, successor_order_id
+"""
+
+# The first candidates, until one of them makes their documents $2 bytes or more: so there always is one. PostgreSQL
+# unpacks them one after the other, each once: without `OFFSET 0` it does so for the size, and again for the document.
+# What is stored may be compressed to a hundredth, so its size is no bound for us; but it is known without unpacking,
+# and what lies behind $2 bytes of it stays packed.
+_FITTING = """
+measured AS (
+    SELECT *, lead(true, 1, false) OVER earlier AS is_followed,
+           coalesce(sum(pg_column_size(order_data) + coalesce(pg_column_size(order_raw), 0)) OVER earlier, 0)
+               AS stored_earlier
+      FROM candidates
+    WINDOW earlier AS (ORDER BY place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+), documents AS (
+    SELECT *, coalesce(order_raw, convert_to(order_data::text, 'UTF8')) AS document
+      FROM measured WHERE stored_earlier < $2 ORDER BY place OFFSET 0
+), fitting AS (
+    SELECT *, coalesce(sum(octet_length(document)) OVER earlier, 0) AS bytes_earlier
+      FROM documents
+    WINDOW earlier AS (ORDER BY place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+)
 """
 
 # One statement is one snapshot: whoever sees a note sees the order as it was left by the transaction that made it.
@@ -61,14 +83,21 @@ _CHANGED = f"""
 WITH oldest AS (
     SELECT id, user_token_id, allegro_order_id, noted_at FROM order_state_outbox ORDER BY id LIMIT $1
 ), notes AS (
-    SELECT user_token_id, allegro_order_id, array_agg(id) AS ids, min(noted_at) AS noted_at
+    SELECT user_token_id, allegro_order_id, array_agg(id) AS ids, min(id) AS place, min(noted_at) AS noted_at
       FROM oldest GROUP BY user_token_id, allegro_order_id
-)
-SELECT n.ids, extract(epoch FROM clock_timestamp() - n.noted_at)::float8 AS waited, {_STATE}
-  FROM notes n JOIN orders o USING (user_token_id, allegro_order_id)
+), candidates AS (
+    SELECT n.ids, n.place, n.noted_at, o.* FROM notes n JOIN orders o USING (user_token_id, allegro_order_id)
+), {_FITTING}
+SELECT ids, extract(epoch FROM clock_timestamp() - noted_at)::float8 AS waited, {_STATE}, document, is_followed
+  FROM fitting WHERE bytes_earlier < $2 ORDER BY place
 """  # noqa: S608 - a constant
 
-_AFTER = f"SELECT {_STATE} FROM orders o WHERE o.id > $1 ORDER BY o.id LIMIT $2"  # noqa: S608 - a constant
+_AFTER = f"""
+WITH candidates AS (
+    SELECT id AS place, * FROM orders WHERE id > $3 ORDER BY id LIMIT $1
+), {_FITTING}
+SELECT {_STATE}, document, is_followed FROM fitting WHERE bytes_earlier < $2 ORDER BY place
+"""  # noqa: S608 - a constant
 
 _DONE = "DELETE FROM order_state_outbox WHERE id = ANY($1::bigint[])"
 
@@ -206,6 +235,8 @@ class OrderStates:
     async def turn(self) -> bool:
         """Publish a batch of what changed, and one of what is published again; says whether there may be more.
 
+        Both together hold `BATCH_BYTES` of orders, and the last order of each.
+
         When it is cancelled it ends what it has begun: another replica publishes newer states as soon as the lock is
         free, and what was on its way here must not come after them.
         """
@@ -231,22 +262,22 @@ class OrderStates:
             if self._doubtful:
                 doubtful = sorted(self._doubtful)
                 await connection.execute(_NOTE, [token for token, _ in doubtful], [order for _, order in doubtful])
-            changed = await connection.fetch(_CHANGED, BATCH_ORDERS)
+            changed = await connection.fetch(_CHANGED, BATCH_ORDERS, BATCH_BYTES)
             self._metrics.order_state_lag.set(max((row["waited"] for row in changed), default=0))
             topic = await connection.fetchrow(_TOPIC)
             place = topic["republish_after"]
             if place is None and topic["passes_left"]:
                 await connection.execute(_AGAIN)
                 place = 0
-            again = [] if place is None else await connection.fetch(_AFTER, place, BATCH_ORDERS)
+            again = [] if place is None else await connection.fetch(_AFTER, BATCH_ORDERS, _room_beside(changed), place)
             await self._publish([*changed, *again])
             notes = [note for row in changed for note in row["ids"]]
             await connection.execute(_DONE, notes)
+            goes_on = len(again) == BATCH_ORDERS or _is_cut(again)
             if place is not None:
-                is_last = len(again) < BATCH_ORDERS
-                await connection.execute(_MOVE, place, None if is_last else again[-1]["id"])
+                await connection.execute(_MOVE, place, again[-1]["id"] if goes_on else None)
         self._doubtful.clear()
-        return len(notes) >= BATCH_ORDERS or len(again) == BATCH_ORDERS
+        return len(notes) >= BATCH_ORDERS or _is_cut(changed) or goes_on
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[asyncpg.Connection]:
@@ -256,10 +287,9 @@ class OrderStates:
             yield connection
 
     async def _publish(self, rows: Sequence[asyncpg.Record]) -> None:
-        states = [_state(row) for row in rows]
-        self._doubtful.update((state.token_id, state.order_id) for state in states)
+        self._doubtful.update((row["user_token_id"], row["allegro_order_id"]) for row in rows)
         carried = headers(correlation_id=current_correlation_id())
-        records = [(state.key, state.encode(), carried) for state in states]
+        records = [(state.key, state.encode(), carried) for state in map(_state, rows)]  # no state outlives its record
         fitting = [record for record in records if len(record[1]) <= MAX_RECORD_BYTES - _ENVELOPE_BYTES]
         if len(fitting) < len(records):
             logger.error("states too large for Kafka", extra={"orders": len(records) - len(fitting)})
@@ -287,6 +317,16 @@ async def publish_states(states: _Turns, writer: _Writing) -> bool:
     return more and not writer.is_behind
 
 
+def _room_beside(rows: Sequence[asyncpg.Record]) -> int:
+    """The bytes that others may have in the same turn: at least one, which is room for one order."""
+    return max(1, BATCH_BYTES - sum(len(row["document"]) for row in rows))
+
+
+def _is_cut(rows: Sequence[asyncpg.Record]) -> bool:
+    """Whether more was found than there was room for."""
+    return bool(rows) and rows[-1]["is_followed"]
+
+
 def _state(row: asyncpg.Record) -> OrderState:
     return OrderState(
         token_id=row["user_token_id"],
@@ -296,5 +336,5 @@ def _state(row: asyncpg.Record) -> OrderState:
         gone_at=row["gone_at"],
         gone_reason=row["gone_reason"],
         successor_order_id=row["successor_order_id"],
-        order=RawJson(row["order_raw"] or row["order_data"]),
+        order=RawJson(row["document"]),
     )

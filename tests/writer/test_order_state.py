@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -79,6 +79,21 @@ class Interrupted(RecordProducer):
 
     async def publish_all(self, topic: str, records: Iterable[OutgoingRecord]) -> None:
         await self._before()
+        await super().publish_all(topic, records)
+
+
+class Weighed(RecordProducer):
+    """Tells which orders were published together, and how many bytes they came to."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        super().__init__(settings, service="test")
+        self.together: list[list[str]] = []
+        self.bytes: list[int] = []
+
+    async def publish_all(self, topic: str, records: Iterable[OutgoingRecord]) -> None:
+        records = list(records)
+        self.together.append([(key or b"").decode() for key, _, _ in records])
+        self.bytes.append(sum(len(value or b"") for _, value, _ in records))
         await super().publish_all(topic, records)
 
 
@@ -250,6 +265,71 @@ async def test_a_topic_that_was_lost_is_filled_again_in_batches(
     assert filled_once <= 2 * 45  # once for the notes, once because the topic was new
     assert {key for key, _ in await published(settings, until=45)} == set(order_ids(45))
     assert count(metrics) == filled_once + 45
+
+
+@pytest.mark.parametrize("what", ["changed", "published again", "both"])
+async def test_a_turn_holds_few_large_orders_however_small_they_are_stored(
+    pool: asyncpg.Pool, settings: KafkaSettings, metrics: Metrics, what: str
+) -> None:
+    """Promise P10: forty orders of 1 MB, which PostgreSQL compresses to half a megabyte together."""
+    a_megabyte, ids = 1_000_000, order_ids(40)
+    await store(pool, *(an_observation(order_id=key, note="x" * a_megabyte) for key in ids))
+    stored = await pool.fetchval("SELECT sum(pg_column_size(order_data)) FROM orders")
+    if what != "changed":
+        await republish_all(pool)
+    if what == "published again":
+        await pool.execute("DELETE FROM order_state_outbox")
+
+    async with Weighed(settings) as producer:
+        await publish_everything(OrderStates(pool, producer, settings, metrics, settle_seconds=0))
+
+    times = 2 if what == "both" else 1
+    assert stored < a_megabyte
+    assert max(producer.bytes) < order_state.BATCH_BYTES + times * 1.01 * a_megabyte
+    assert len(producer.bytes) == (9 if what == "both" else 5), "no turn holds less than it may"
+    assert Counter(key for part in producer.together for key in part) == dict.fromkeys(ids, times)
+    assert {key for key, _ in await published(settings, until=times * len(ids))} == set(ids)
+    assert await pool.fetchval("SELECT count(*) FROM order_state_outbox") == 0
+    assert await pool.fetchval("SELECT republish_after FROM order_state_topic") is None
+
+
+async def test_orders_that_are_each_too_much_for_a_turn_go_out_singly_the_longest_waiting_first(
+    pool: asyncpg.Pool, settings: KafkaSettings, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_state, "BATCH_BYTES", 1)
+    first, second, third = order_ids(3)
+    for key in (third, first, second):
+        await store(pool, an_observation(order_id=key))
+    waiting = []
+
+    async with Weighed(settings) as producer:
+        states = OrderStates(pool, producer, settings, metrics, settle_seconds=0)
+        while await states.turn():
+            waiting.append(
+                await pool.fetchval("SELECT array_agg(allegro_order_id ORDER BY id) FROM order_state_outbox")
+            )
+            if len(waiting) == 1:
+                await store(pool, an_observation(after(10), order_id=second, status="CANCELLED"))
+
+    assert producer.together == [[third], [first], [second]]
+    assert waiting == [[first, second], [second, second]]
+    statuses = {key: json.loads(state.order)["status"] for key, state in await published(settings, until=3)}
+    assert statuses[second] == "CANCELLED"
+
+
+async def test_ordinary_orders_go_out_five_hundred_at_a_time(
+    pool: asyncpg.Pool, settings: KafkaSettings, metrics: Metrics
+) -> None:
+    """As many again of those that are published anew."""
+    chance = random.Random(7)
+    await store(pool, *(an_observation(order_id=key, note=chance.randbytes(1300).hex()) for key in order_ids(1100)))
+    await republish_all(pool)
+
+    async with Weighed(settings) as producer:
+        await publish_everything(OrderStates(pool, producer, settings, metrics, settle_seconds=0))
+
+    assert [len(part) for part in producer.together] == [1000, 1000, 200]
+    assert sum(producer.bytes) > 2200 * 3000
 
 
 async def test_a_broker_that_lost_all_its_data_gets_every_state_again(
