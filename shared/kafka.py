@@ -19,7 +19,7 @@ from faststream.kafka import KafkaBroker
 from prometheus_client import Counter, Histogram
 
 from shared.errors import ConfigurationError, PermanentError, TransientError
-from shared.kafka_batches import Batches, OutgoingRecord
+from shared.kafka_batches import Batches, OutgoingRecord, ended
 from shared.kafka_connection import connection_options, faststream_security
 from shared.patience import until_answered
 from shared.settings import KafkaSettings
@@ -102,13 +102,10 @@ class RecordProducer:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                acknowledgements = await batches.put(topic, outgoing)
-                # Waiting does not own them: others wait for the same batches, whatever becomes of this publication.
-                await asyncio.wait(acknowledgements)
-            while (
-                acknowledgements
-            ):  # nothing here refers to one that failed: error and traceback would hold the records
-                acknowledgements.pop().result()
+                mine = await batches.put(topic, outgoing)
+                await ended(mine)
+            while mine:  # nothing here refers to one that failed: error and traceback would hold the records
+                mine.pop().acknowledged.result()
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
             # Nobody else's: what is larger than a batch has one to itself.
             if self._settings.kafka_idempotent_producer:

@@ -1,6 +1,8 @@
 """Publishing to a real broker: by key, in order, acknowledged or an error."""
 
 import asyncio
+import os
+import signal
 import socket
 from collections import defaultdict
 from functools import partial
@@ -85,6 +87,50 @@ async def test_a_broker_that_is_away_is_an_error_in_time() -> None:
     with pytest.raises(PublishFailedError):
         async with asyncio.timeout(10):
             await producer.publish_all("orders", [(b"1", b"{}", [])])
+
+
+async def published(producer: RecordProducer, topic: str, value: bytes) -> None:
+    """Publish one record for each of a few keys, again and again until Kafka has them, as every caller does."""
+    while True:
+        try:
+            await producer.publish_all(topic, [(b"%d" % key, value, []) for key in range(9)])
+        except PublishFailedError:
+            continue
+        return
+
+
+async def test_what_was_given_up_while_kafka_was_silent_does_not_come_after_it(tmp_path: Path) -> None:
+    """A broker that is stopped as a debugger stops it: its connections stay open, and nothing answers."""
+    values: list[bytes | None] = []
+    with Tansu(tmp_path) as kafka:
+        where = settings(kafka.bootstrap_servers, "")
+        await ensure_topics(where)
+        topic = where.topics.orders
+        async with RecordProducer(where, service="test", deadline_seconds=0.5) as producer, asyncio.timeout(90):
+            await published(producer, topic, b"before")
+            os.kill(kafka.pid, signal.SIGSTOP)
+            try:
+                for attempt in range(6):
+                    publications = [
+                        producer.publish_all(topic, [(b"%d" % key, b"%d" % attempt, [])]) for key in range(200)
+                    ]
+                    outcomes = await asyncio.gather(*publications, return_exceptions=True)
+                    assert {type(outcome) for outcome in outcomes} == {PublishFailedError}
+                under_way = sum(task.get_name().startswith("send to ") for task in asyncio.all_tasks())
+            finally:
+                os.kill(kafka.pid, signal.SIGCONT)
+            await published(producer, topic, b"after")
+            async with AIOKafkaConsumer(
+                bootstrap_servers=kafka.bootstrap_servers, auto_offset_reset="earliest"
+            ) as consumer:
+                consumer.assign([TopicPartition(topic, number) for number in range(3)])
+                while values.count(b"after") < 9:
+                    for records in (await consumer.getmany(timeout_ms=500)).values():
+                        values += [record.value for record in records]
+
+    # aiokafka has at most three of a partition: on the wire, to go next, and waiting for that place.
+    assert under_way <= 3 * 3
+    assert set(values) <= {b"before", b"0", b"1", b"2", b"after"}
 
 
 async def test_a_record_that_kafka_never_takes_is_told_apart(kafka_bootstrap: str, fresh_topics: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ProducerClosed
 
-from shared.kafka_batches import Batches, FewerPartitionsError
+from shared.kafka_batches import Batches, FewerPartitionsError, ended
 from shared.topics import Topics
 
 pytestmark = pytest.mark.integration
@@ -40,10 +40,10 @@ async def _published(kafka_bootstrap: str, topic: str, count: int) -> list[bytes
 
 
 async def _acknowledged(batches: Batches, topic: str, values: list[bytes]) -> None:
-    acknowledgements = await batches.put(topic, [(b"one", value, []) for value in values])
-    await asyncio.wait(acknowledgements)
-    for acknowledgement in acknowledgements:
-        acknowledgement.result()
+    mine = await batches.put(topic, [(b"one", value, []) for value in values])
+    await ended(mine)
+    for batch in mine:
+        batch.acknowledged.result()
 
 
 async def test_records_of_many_batches_keep_their_order(
@@ -64,16 +64,16 @@ async def test_publications_at_the_same_time_share_a_batch_and_one_that_is_given
 ) -> None:
     topic = Topics(fresh_topics).orders
     batches = Batches(producer)
-    (mine,) = await batches.put(topic, [(b"one", b"mine", [])])
-    (yours,) = await batches.put(topic, [(b"one", b"yours", [])])
+    mine = await batches.put(topic, [(b"one", b"mine", [])])
+    yours = await batches.put(topic, [(b"one", b"yours", [])])
 
-    given_up = asyncio.create_task(asyncio.wait({mine}))
+    given_up = asyncio.create_task(ended(mine))
     await asyncio.sleep(0)
     given_up.cancel()
-    await asyncio.wait({yours})
+    await ended(yours)
 
-    assert mine is yours
-    assert yours.exception() is None
+    assert mine == yours
+    assert [batch.acknowledged.exception() for batch in yours] == [None]
     assert await _published(kafka_bootstrap, topic, 2) == [b"mine", b"yours"]
 
 
@@ -85,9 +85,9 @@ async def test_what_is_not_sent_at_the_end_is_told_to_whoever_waits(
 
     await batches.close()
 
-    for acknowledgement in lingering:
+    for batch in lingering:
         with pytest.raises(ProducerClosed):
-            acknowledgement.result()
+            batch.acknowledged.result()
 
 
 async def test_what_is_under_way_at_the_end_is_told_to_whoever_waits(
@@ -101,14 +101,14 @@ async def test_what_is_under_way_at_the_end_is_told_to_whoever_waits(
 
     monkeypatch.setattr(producer, "send_batch", hang)
     batches = Batches(producer)
-    acknowledgements = await batches.put(Topics(fresh_topics).orders, [(b"one", b"1", [])])
+    under_way = await batches.put(Topics(fresh_topics).orders, [(b"one", b"1", [])])
     await sending.wait()
 
     await batches.close()
 
-    for acknowledgement in acknowledgements:
+    for batch in under_way:
         with pytest.raises(ProducerClosed):
-            acknowledgement.result()
+            batch.acknowledged.result()
 
 
 class _Shrinking:
