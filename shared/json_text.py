@@ -3,7 +3,7 @@
 RFC 8259 (8.2) lets a string hold half of a surrogate pair; msgspec and PostgreSQL refuse the whole document for it, as
 they do for bytes that are not UTF-8. Each such escape is six bytes, and so is `\\ufffd`: a stand-in of the same length
 can be read in its place, and every part of it stands where it stands in the original. The same goes for nesting that is
-deeper than a reader's stack: what lies too deep is read as a number.
+deeper than a reader's stack: what lies too deep is read as a number, whatever it is.
 """
 
 import json

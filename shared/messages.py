@@ -336,7 +336,10 @@ def _read(value: bytes) -> tuple[Record, Mapping[str, bytes]]:
         text = readable(value)
     try:
         record = _RECORD.decode(text)
-    except RecursionError:
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, RecursionError):
+        # How deep we get depends on who calls us: what is wrong far down must not be seen today and missed tomorrow.
         text = shallow(text)
         record = _RECORD.decode(text)
     return record, _originals(value, text, record.raw_field)

@@ -219,7 +219,9 @@ def _read(decoder: msgspec.json.Decoder[_Body], raw: bytes) -> tuple[_Body, byte
         text = readable(raw)
     try:
         return decoder.decode(text), text
-    except RecursionError:
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, RecursionError):  # whichever comes first, far down: as `shared/messages.py` does
         text = shallow(text)
         return decoder.decode(text), text
 

@@ -125,8 +125,15 @@ def test_what_is_no_record_is_still_none(value: bytes) -> None:
         decode(value)
 
 
-def test_a_record_carries_what_is_nested_too_deep_for_its_reader() -> None:
-    deep = RawJson(b'{"id":"deep","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+@pytest.mark.parametrize(
+    ("levels", "inside"),
+    [
+        pytest.param(100_000, b"", id="deeper than any stack"),
+        pytest.param(150, b"no JSON", id="wrong where a higher stack would not have seen it"),
+    ],
+)
+def test_a_record_carries_what_is_nested_too_deep_for_its_reader(levels: int, inside: bytes) -> None:
+    deep = RawJson(b'{"id":"deep","x":' + b"[" * levels + inside + b"]" * levels + b"}")
     observed, event = an_observation(order_id="deep", body=deep), an_event(event=deep)
 
     assert (decode(observed.encode()), decode(event.encode())) == (observed, event)

@@ -267,9 +267,13 @@ class TestLists:
     def test_an_order_of_any_depth_keeps_its_bytes(self) -> None:
         deep = b'{"id": "deep", "x": ' + b'[{"]": ' * 50_000 + b"1" + b"}]" * 50_000 + b"}"
 
-        page = order_list(b'{"checkoutForms": [{"id": "a"},%b], "totalCount": 2}' % deep, requested_at=NOON)
+        broken = b'{"id": "broken", "x": ' + b"[" * 150 + b"no JSON" + b"]" * 150 + b"}"
+        page = order_list(
+            b'{"checkoutForms": [{"id": "a"},%b,%b], "totalCount": 3}' % (deep, broken), requested_at=NOON
+        )
 
-        assert [(order.order_id, order.raw) for order in page.orders] == [("a", b'{"id": "a"}'), ("deep", deep)]
+        orders = [("a", b'{"id": "a"}'), ("deep", deep), ("broken", broken)]
+        assert [(order.order_id, order.raw) for order in page.orders] == orders
 
     def test_orders_keep_their_bytes(self) -> None:
         first = b'{ "id" : "a", "amount": 1.50, "x": "\\u0142\\u0000" }'
