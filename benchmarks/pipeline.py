@@ -440,7 +440,7 @@ def main() -> None:
     parser.add_argument("--sellers", type=int, default=10)
     parser.add_argument("--list-orders", type=int, default=4000, help="of each seller, by list pages")
     parser.add_argument("--event-orders", type=int, default=2000, help="of each seller, one by one")
-    parser.add_argument("--turns", type=int, default=3, help="of ours and of dlt's asynchronous way")
+    parser.add_argument("--turns", type=int, default=5, help="of ours and of dlt's asynchronous way")
     parser.add_argument("--mode", choices=("list", "events"), action="append", help="only this one")
     parser.add_argument("--peer", action="append", help="only tools whose name contains this; 'none': only ours")
     options = parser.parse_args()

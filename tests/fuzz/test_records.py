@@ -330,8 +330,12 @@ _TOXINS = pytest.mark.parametrize(
         b'"toxic":"\xff\xc3("',
         b'"toxic":"\\ud800"',
         b'"toxic":"' + b"x" * 10_000_000 + b'"',
+        b'"toxic":' + b"[" * 150 + b"no JSON" + b"]" * 150,
     ],
-    ids=["nul", "twice", "1e400", "1e200000", "long number", "invalid UTF-8", "half a surrogate pair", "10 MB"],
+    ids=[
+        *("nul", "twice", "1e400", "1e200000", "long number", "invalid UTF-8", "half a surrogate pair", "10 MB"),
+        "no JSON far down",
+    ],
 )
 
 
