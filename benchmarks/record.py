@@ -46,18 +46,17 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """What was measured; `+` where files were changed since. Empty without git."""
+    """What was measured; `+` where code was changed since. Empty without git."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],  # noqa: S607 - whichever git there is
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=_DOCS,
-        )
+        revision = _git("rev-parse", "--short", "HEAD")
+        return f"{revision}+" if _git("status", "--porcelain", "--", ":/", ":!/docs") else revision
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return described.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    told = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=_DOCS)  # noqa: S603, S607 - whichever git there is
+    return told.stdout.strip()
 
 
 def table(kept: Kept) -> str:
