@@ -74,8 +74,11 @@ LaneKey = tuple[TopicPartition, bytes]
 class Owed(Protocol):
     """What PostgreSQL knows is owed to a token, as records."""
 
-    async def __call__(self, lane: LaneKey, after: Any) -> tuple[Sequence[ConsumerRecord], Any]:
-        """The part after a place (None: the first), and the place of the next one; without records it was the last."""
+    async def __call__(self, lane: LaneKey, after: Any, lanes: int) -> tuple[Sequence[ConsumerRecord], Any]:
+        """The part after a place (None: the first), and the place of the next one; without records it was the last.
+
+        So many `lanes` ask for theirs, and share the memory for it.
+        """
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,8 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is unt
         place: Any = None
         found = False
         while True:
-            records, place = await self._until_done(partial(work.owed, key, place))
+            lanes = sum(one.overflowed_at is not None for one in self._lanes.values())
+            records, place = await self._until_done(partial(work.owed, key, place, lanes))
             if not records:
                 return found
             found = True

@@ -10,6 +10,10 @@ from services.enricher.lanes import LaneKey
 from shared.messages import OrderFetch
 
 _UNKNOWN_OFFSET = -1
+# What all lanes together hold of it, a kilobyte each (promise P10); but of each lane as many as a page of the list
+# shows, since pages would be asked for in vain otherwise.
+_IN_HAND = 8_000
+_PAGE = 100
 
 # In the order of purchase, since a page of the list shows what was bought together. What was tried and failed waits
 # for its next attempt, which the poller sends.
@@ -29,18 +33,24 @@ _BEGINNING: _Place = (datetime.fromtimestamp(0, UTC), "")
 
 
 class OwedLooks:
-    """Reads `pending_fetches` of one token, `at_a_time` of them."""
+    """Reads `pending_fetches` of one token, at most `at_a_time` of them."""
 
     def __init__(self, pool: asyncpg.Pool, *, at_a_time: int) -> None:
         self._pool = pool
         self._at_a_time = at_a_time
 
-    async def read(self, lane: LaneKey, after: _Place | None) -> tuple[Sequence[ConsumerRecord], _Place | None]:
-        """The looks behind a place, as records that the poller might have sent; raises the driver's errors."""
+    async def read(
+        self, lane: LaneKey, after: _Place | None, lanes: int
+    ) -> tuple[Sequence[ConsumerRecord], _Place | None]:
+        """The looks behind a place, as records that the poller might have sent; raises the driver's errors.
+
+        So many `lanes` read what is owed to their tokens; the fewer, the more each may hold.
+        """
         token_id = _token_of(lane)
         if token_id is None:
             return [], None
-        rows = await self._pool.fetch(_OWED, token_id, *(after or _BEGINNING), self._at_a_time)
+        at_a_time = min(self._at_a_time, max(_IN_HAND // max(lanes, 1), _PAGE))
+        rows = await self._pool.fetch(_OWED, token_id, *(after or _BEGINNING), at_a_time)
         records = [
             OrderFetch(
                 token_id=token_id,

@@ -220,7 +220,7 @@ async def test_a_seller_with_thousands_of_waiting_records_keeps_another_of_its_p
         if looked_at == set(wanted):
             all_seen.set()
 
-    async def owed(lane: LaneKey, after: int | None) -> tuple[Sequence[ConsumerRecord], int]:
+    async def owed(lane: LaneKey, after: int | None, lanes: int) -> tuple[Sequence[ConsumerRecord], int]:
         place = after or 0
         values = [value for value in wanted if value not in looked_at][:100]
         partition, key = lane

@@ -54,7 +54,7 @@ async def test_all_that_is_owed_and_not_tried_yet_is_read_part_by_part_in_the_or
     place = None
 
     while True:
-        records, place = await owed.read(LANE, place)
+        records, place = await owed.read(LANE, place, lanes=1)
         if not records:
             break
         read += records
@@ -77,12 +77,24 @@ async def test_a_look_that_one_run_wants_names_it(pool: asyncpg.Pool) -> None:
             "UPDATE pending_fetches SET run_ids = $2 WHERE allegro_order_id = $1", order_id, list(run_ids)
         )
 
-    records, _ = await OwedLooks(pool, at_a_time=3).read(LANE, None)
+    records, _ = await OwedLooks(pool, at_a_time=3).read(LANE, None, lanes=1)
 
     looks = [decode(record.value) for record in records]
     assert [look.run_id for look in looks if isinstance(look, OrderFetch)] == [A_RUN, None, None]
 
 
+@pytest.mark.parametrize(("lanes", "expected"), [(1, 130), (70, 114), (10_000, 100)])
+async def test_the_more_lanes_read_the_less_each_holds_but_for_a_page(
+    pool: asyncpg.Pool, lanes: int, expected: int
+) -> None:
+    for number in range(130):
+        await owe(pool, f"o-{number}", NOON)
+
+    records, _ = await OwedLooks(pool, at_a_time=500).read(LANE, None, lanes)
+
+    assert len(records) == expected
+
+
 @pytest.mark.parametrize("key", [b"", b"x", b"9" * 30])
 async def test_a_key_that_names_no_token_is_owed_nothing(pool: asyncpg.Pool, key: bytes) -> None:
-    assert await OwedLooks(pool, at_a_time=3).read((LANE[0], key), None) == ([], None)
+    assert await OwedLooks(pool, at_a_time=3).read((LANE[0], key), None, lanes=1) == ([], None)
