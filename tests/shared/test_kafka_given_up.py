@@ -123,14 +123,20 @@ async def test_nothing_piles_up_while_kafka_is_silent(monkeypatch: pytest.Monkey
     assert {key for key, value in silent.kept if value == b"at last"} == {b"%d" % key for key in range(_KEYS)}
 
 
-async def test_a_batch_in_the_queue_goes_out_while_one_of_two_publications_waits_for_it() -> None:
-    silent = _Silent()
-    batches = Batches(silent)
+async def _two_behind_one(batches: Batches) -> tuple[set[Batch], set[Batch], set[Batch]]:
+    """A publication that Kafka has and does not answer, and two that share a batch in the queue behind it."""
     first = await batches.put("orders", [(b"one", b"first", [])])
     await _until_under_way(1)
     mine = await batches.put("orders", [(b"one", b"mine", [])])
     yours = await batches.put("orders", [(b"one", b"yours", [])])
     await _until_under_way(2)
+    return first, mine, yours
+
+
+async def test_a_batch_in_the_queue_goes_out_while_one_of_two_publications_waits_for_it() -> None:
+    silent = _Silent()
+    batches = Batches(silent)
+    first, mine, yours = await _two_behind_one(batches)
 
     await _given_up(mine)
     silent.answer_from_now_on()
@@ -144,11 +150,7 @@ async def test_a_batch_in_the_queue_goes_out_while_one_of_two_publications_waits
 async def test_a_batch_in_the_queue_is_withdrawn_when_its_last_publication_gives_up() -> None:
     silent = _Silent()
     batches = Batches(silent)
-    first = await batches.put("orders", [(b"one", b"first", [])])
-    await _until_under_way(1)
-    mine = await batches.put("orders", [(b"one", b"mine", [])])
-    yours = await batches.put("orders", [(b"one", b"yours", [])])
-    await _until_under_way(2)
+    first, mine, yours = await _two_behind_one(batches)
 
     await _given_up(mine)
     await _given_up(yours)
