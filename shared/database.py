@@ -32,7 +32,7 @@ TRANSIENT_DATABASE_ERRORS: tuple[type[Exception], ...] = (
     TimeoutError,
 )
 
-# Of these the first is an InterfaceError as well.
+# The first is an InterfaceError as well, and would be waited for.
 _WRONG_ADDRESS = (
     asyncpg.ClientConfigurationError,
     asyncpg.InvalidAuthorizationSpecificationError,

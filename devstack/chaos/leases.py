@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import asyncpg
 
-# The owner of a lease is host/process/number (`services/poller/leases.py`); every claim raises the fence, no end
-# does.
+# The owner of a lease is host/process/number (`services/poller/leases.py`). Every claim raises the fence, no end does.
 # language=sql
 _LEASES = """
 SELECT 'journal ' || user_token_id AS what, lease_owner, fence FROM active_sync_schedules
