@@ -2,7 +2,7 @@
 
 - **replicas**: a backlog of single fetches is worked off by 1, 2 and 4 enrichers and as many writers, 12 partitions, no
   limits. Services, broker, PostgreSQL and the simulated Allegro share one machine, so n replicas cannot be n times as
-  fast: what can be expected is measured with the first (`Speed.expected`).
+  fast: what can be expected is measured with the first (`Speed.expected`). In three rounds; the median counts.
 - **sellers**: one poller process, 10 and 10,000 sellers without news, each looked at every 3 minutes: CPU of the poller
   and of PostgreSQL, whether the looks are on time, memory (`benchmarks.many_tokens`).
 - **lag**: the most memory each service holds while a million events and 200,000 orders wait in Kafka, real bodies, all
@@ -19,8 +19,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import chain
+from statistics import median
 
 import asyncpg
 import psutil
@@ -56,6 +57,7 @@ class Plan:
     """What the command line says."""
 
     replicas: Sequence[int]
+    rounds: int
     orders: int
     tokens: int
     tokens_seconds: float
@@ -156,26 +158,33 @@ async def _work_off(stack: BenchStack, shelf: Shelf, turn: int, each: int, repli
     )
 
 
+def _typical(speeds: Sequence[Speed]) -> Speed:
+    return Speed(*map(median, zip(*map(astuple, speeds), strict=True)))
+
+
 def _replicas(plan: Plan) -> list[Measure]:
+    turns = [*plan.replicas] * plan.rounds
     each = plan.orders // _SELLERS
-    simulator = ["--sellers", str(_SELLERS), "--orders", str(2 * each * len(plan.replicas)), *NO_LIMITS]
-    speeds: dict[int, Speed] = {}
+    simulator = ["--sellers", str(_SELLERS), "--orders", str(2 * each * len(turns)), *NO_LIMITS]
+    found: dict[int, list[Speed]] = {replicas: [] for replicas in plan.replicas}
     with bench_stack(simulator, _UNLIMITED) as stack:
 
         async def prepare() -> Shelf:
             async with stack.pool() as pool:
                 shelf = Shelf(await stack.connect_sellers(pool, _SELLERS))
-                await shelf.fill(stack, pool, {seller.token_id: each * len(plan.replicas) for seller in shelf.sellers})
+                await shelf.fill(stack, pool, {seller.token_id: each * len(turns) for seller in shelf.sellers})
                 return shelf
 
         shelf = uvloop.run(prepare())
-        for turn, replicas in enumerate(plan.replicas):
-            speed = speeds[replicas] = uvloop.run(_work_off(stack, shelf, turn, each, replicas))
+        for turn, replicas in enumerate(turns):
+            speed = uvloop.run(_work_off(stack, shelf, turn, each, replicas))
+            found[replicas].append(speed)
             say(
                 f"{replicas} enrichers and writers: {speed.orders_a_second:.0f} orders/s,"
                 f" {speed.cpu_per_thousand:.2f} CPU s for 1000 orders; {speed.busy_cores:.2f} cores are busy,"
                 f" {speed.simulator_cores:.2f} of them for the simulated Allegro"
             )
+    speeds = {replicas: _typical(each_round) for replicas, each_round in found.items()}
     one = speeds[plan.replicas[0]]
     measures = [
         Measure(
@@ -350,6 +359,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4], help="of enricher and writer")
+    parser.add_argument("--rounds", type=int, default=3, help="of them, the median counts")
     parser.add_argument("--orders", type=int, default=30_000, help="fetched in each run of replicas")
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--tokens-seconds", type=float, default=45.0, help="for which their looks are watched")
