@@ -243,6 +243,5 @@ def _bars() -> Progress:
 
 def _move(bars: Progress, bar: TaskID, named: dict[str, Any], run: dict[str, Any] | None) -> None:
     """Name the bar by a task or a run, and move it to where the run is, if there is one."""
-    bars.update(bar, description=f"{named['kind']} ({named['status']})")
-    if run is not None:
-        bars.update(bar, completed=run["orders_processed"], total=run["orders_expected"])
+    where = {} if run is None else {"completed": run["orders_processed"], "total": run["orders_expected"]}
+    bars.update(bar, description=f"{named['kind']} ({named['status']})", refresh=True, **where)

@@ -18,14 +18,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 from prometheus_client import generate_latest
 
+from devstack.apache_kafka import jars
 from devstack.brokers import Broker, Database, choose_broker, choose_database
 from devstack.errors import DevstackError
 from devstack.kafka_client import finish
 from tests.canary import Watch
 
-# How fast an example is tells of the machine, not of the code.
-settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any-machine")
+# How fast an example is tells of the machine, not of the code. The examples are the same ones each time, so that a run
+# that fails can be repeated; new ones are looked for with `--hypothesis-profile=explore`.
+_ON_ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", _ON_ANY_MACHINE)
+settings.register_profile("repeat", _ON_ANY_MACHINE, derandomize=True)
+settings.load_profile("repeat")
 
 # The choice of servers is read once, here; after that no test sees the variables of whoever runs it.
 _CHOICE = {name: os.environ.get(name, "") for name in ("KAFKA", "KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")}
@@ -74,6 +78,15 @@ def _fail_on_leaks(watch: Watch) -> None:
     leaks = watch.take()
     if leaks:
         pytest.fail("secrets have come out:\n" + "\n".join(map(str, leaks)), pytrace=False)
+
+
+def pytest_sessionstart() -> None:
+    """Apache Kafka is fetched before the first test, whose time has a limit."""
+    if _CHOICE["KAFKA"] == "apache" and not _CHOICE["KAFKA_BOOTSTRAP_SERVERS"]:
+        try:
+            jars()
+        except DevstackError as error:
+            pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session", autouse=True)

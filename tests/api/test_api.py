@@ -1,5 +1,6 @@
 """The endpoints of the requirements' sections A to C, by their behaviour."""
 
+import asyncio
 import json
 
 import asyncpg
@@ -281,11 +282,14 @@ class TestFrame:
         assert {answer.headers["content-type"] for answer in (missing, wrong)} == {"application/problem+json"}
 
     async def test_health_measures_its_three_components(self, api: httpx.AsyncClient) -> None:
-        answer = await api.get("/health")
+        async with asyncio.timeout(60):
+            while True:
+                components = (await api.get("/health")).json()["components"]
+                if components["database"]["status"] == components["kafka"]["status"] == "ok":
+                    break
+                await asyncio.sleep(0.1)  # a busy machine takes its time
 
-        components = answer.json()["components"]
         assert set(components) == {"database", "kafka", "allegro"}
-        assert components["database"]["status"] == components["kafka"]["status"] == "ok"
         assert all(component["latency_ms"] >= 0 for component in components.values())
 
     async def test_alive_ready_and_measured(self, api: httpx.AsyncClient) -> None:

@@ -154,7 +154,9 @@ class TestTasks:
     async def test_a_listing_that_waited_so_long_that_its_end_has_passed_is_joined_for_what_lies_before_that(
         self, api: httpx.AsyncClient, pool: asyncpg.Pool
     ) -> None:
-        await a_listing_that_runs(api, pool, but="bought_to = '2026-09-01T00:00:00Z'")
+        await a_listing_that_runs(
+            api, pool, but="bought_to = '2026-09-01T00:00:00Z', position = '2026-01-01T00:00:00Z'"
+        )
         start_of_year = {"from": "2026-01-01T00:00:00Z"}
 
         before = await start(api, **start_of_year, to="2026-09-01T00:00:00Z")

@@ -393,12 +393,12 @@ class TestWhatIsInIt:
 _SLOW = """
 ALTER TABLE orders RENAME TO stored_orders;
 CREATE FUNCTION is_read() RETURNS boolean LANGUAGE plpgsql VOLATILE COST 0.0001 AS
-$$ BEGIN PERFORM pg_sleep(0.002); RETURN true; END $$;
+$$ BEGIN PERFORM pg_sleep(0.01); RETURN true; END $$;
 CREATE VIEW orders AS SELECT * FROM stored_orders WHERE is_read();
 """
 
 _LIMITED = """
-DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 400', current_database()); END $$
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 2000', current_database()); END $$
 """
 
 
@@ -416,11 +416,11 @@ class TestSparse:
         parameters: dict[str, str],
         form: str,
     ) -> None:
-        monkeypatch.setattr(walk, "_LOOKED_AT", 50)
-        monkeypatch.setattr(middleware, "_DEADLINE_SECONDS", 0.5)
+        monkeypatch.setattr(walk, "_LOOKED_AT", 20)
+        monkeypatch.setattr(middleware, "_DEADLINE_SECONDS", 2.5)
         await pool.execute("UPDATE orders SET status = 'RARE' WHERE allegro_order_id IN ('order-2', 'order-448')")
         await pool.execute(_SLOW)
-        # To read all of them takes a second and more.
+        # To read all of them takes five seconds and more.
         await pool.execute(_LIMITED)
 
         async with serving(settings) as client:

@@ -85,6 +85,7 @@ def test_a_child_can_be_started_again_after_a_kill(tmp_path: Path) -> None:
     child = a_child(_POLITE, tmp_path)
     child.start()
     child.kill()
+    child.log.unlink()  # both write to its end
 
     child.start()
     child.wait_until(lambda: is_up(child), 10)

@@ -17,7 +17,8 @@ from tests.e2e.waiting import TEST_SECONDS, until
 pytestmark = [pytest.mark.integration, pytest.mark.e2e, pytest.mark.timeout(TEST_SECONDS)]
 
 _ORDERS = 4000
-_HEARD_WITHIN = timedelta(seconds=2)
+# A second or two on an idle machine; here other tests run beside.
+_HEARD_WITHIN = timedelta(seconds=5)
 _LATER_SECONDS = 3.0
 
 

@@ -18,7 +18,7 @@ def test_after_one_reconciliation_everything_equals_the_ledger() -> None:
     said = io.StringIO()
 
     code = run(
-        Options(calm=True, sellers=10, orders=200, live_rate=20, minutes=0.4, drain_seconds=400),
+        Options(calm=True, sellers=10, orders=200, live_rate=20, minutes=0.6, drain_seconds=400),
         Console(file=said, width=160),
     )
 

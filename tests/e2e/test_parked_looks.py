@@ -40,9 +40,9 @@ async def test_a_parked_order_outlives_every_process_and_the_brokers_data(
             await control.start_live(1, 10, events_per_order=1)
             await until(pool, "SELECT EXISTS (SELECT FROM pending_fetches WHERE attempts > 0)")
             asked = (await control.requests())["detail"]
-        parked = await pool.fetchrow(
-            "SELECT attempts, last_error, next_attempt_at > now() AS later FROM pending_fetches"
-        )
+            parked = await pool.fetchrow(
+                "SELECT attempts, last_error, next_attempt_at > now() AS later FROM pending_fetches"
+            )
         before = await pool.fetchrow("SELECT status, events_stored, orders_processed FROM sync_history")
 
         await pool.execute("UPDATE pending_fetches SET next_attempt_at = now()")  # rather than waiting half a minute

@@ -307,4 +307,4 @@ async def test_a_consumer_that_never_gets_its_first_partitions_makes_way_for_a_n
     async with asyncio.timeout(60):
         await polled.wait()
 
-    assert starts == 2
+    assert starts >= 2

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import asyncpg
 import httpx
 import pytest
 
+from devstack.ports import free_port
 from shared.encryption import Keyring, Secret
 from shared.token_vault import refresh_binding
 from tests.canary import a_secret
@@ -19,13 +19,6 @@ from tests.canary import a_secret
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def a_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -120,7 +113,7 @@ async def test_it_can_be_asked_to_end_while_it_waits_for_postgresql(tmp_path: Pa
 async def test_it_gets_ready_and_ends_cleanly_leaving_no_lease(
     tmp_path: Path, database_url: str, kafka_bootstrap: str, fresh_topics: str
 ) -> None:
-    port = a_port()
+    port = free_port()
     process = await start(
         tmp_path,
         DATABASE_URL=database_url,

@@ -162,7 +162,8 @@ async def test_a_batch_in_the_queue_is_withdrawn_when_its_last_publication_gives
     assert silent.kept == [(b"one", b"first"), (b"one", b"next")]
 
 
-async def test_what_is_given_up_while_records_are_still_gathered_goes_nowhere() -> None:
+async def test_what_is_given_up_while_records_are_still_gathered_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.kafka_batches._SHORT_LINGER_SECONDS", 0.5)
     silent = _Silent()
     batches = Batches(silent)
     silent.answer_from_now_on()

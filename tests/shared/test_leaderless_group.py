@@ -60,10 +60,10 @@ async def test_a_group_that_lost_its_leader_while_it_rebalanced_is_joined_all_th
     """Once this asks for one attempt on the embedded broker as well, `shared/leaderless_group.py` can go."""
     where = settings(kafka_bootstrap, fresh_topics)
     await lose_the_leader(where, f"{fresh_topics}led")
-    monkeypatch.setattr("shared.delivery._LONGEST_POLL_SECONDS", 10.0)
+    monkeypatch.setattr("shared.delivery._LONGEST_POLL_SECONDS", 10.0 if isinstance(broker, Tansu) else 60.0)
 
     attempts = 0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         while True:
             consumer = a_consumer(where)
             attempts += 1
@@ -77,7 +77,7 @@ async def test_a_group_that_lost_its_leader_while_it_rebalanced_is_joined_all_th
             break
 
     assert len(found) > 1
-    assert attempts == (2 if isinstance(broker, Tansu) else 1)
+    assert (attempts > 1) == isinstance(broker, Tansu)
 
 
 async def test_a_group_that_is_led_keeps_its_members_and_offsets(kafka_bootstrap: str, fresh_topics: str) -> None:

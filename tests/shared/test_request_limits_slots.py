@@ -20,7 +20,7 @@ def test_no_slot_is_used_before_it_is_due_nor_long_after_nor_twice(count: int, l
 
     for pause in looks:
         now += pause
-        unused = [slot for slot in unused if now - slot <= LIFETIME - 1e-6]
+        unused = [slot for slot in unused if now - slot <= LIFETIME + 1e-6]
         if slots.use(now):
             assert unused
             assert unused.pop(0) <= now + 1e-6

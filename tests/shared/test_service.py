@@ -127,7 +127,7 @@ async def test_a_loop_that_rests_hears_afterwards_what_it_was_told_meanwhile(loo
     await finished(work)
 
     assert work.rounds == 2
-    assert now() - began >= 0.19  # clocks are coarse
+    assert now() - began >= 0.1  # its rest began a moment before
 
 
 async def test_a_loop_that_is_stuck_is_not_alive_although_its_process_is(

@@ -94,13 +94,13 @@ def test_a_body_is_slow(start: Start) -> None:
 
 
 def test_every_other_slow_body_takes_half_the_time(start: Start) -> None:
-    _, seller = faulty(start, {"slow_body": {"endpoints": ["list"], "amount": 0.6}})
+    _, seller = faulty(start, {"slow_body": {"endpoints": ["list"], "amount": 2}})
     seller.get("/order/checkout-forms")
     began = time.monotonic()
 
     seller.get("/order/checkout-forms")
 
-    assert 0.25 <= time.monotonic() - began < 0.55
+    assert 0.95 <= time.monotonic() - began < 1.95
 
 
 def test_lagging_lists_and_poisoned_bodies_are_counted(start: Start) -> None:
@@ -331,18 +331,18 @@ def test_faults_can_be_added_and_taken_away_one_by_one(start: Start) -> None:
 
 
 def test_the_clients_limit_blocks_and_is_prolonged(start: Start) -> None:
-    simulator = start("--history-orders=5", "--client-limit=20", "--time-scale=60", "--retry-after")
+    simulator = start("--history-orders=5", "--client-limit=20", "--time-scale=20", "--retry-after")
     sellers = [simulator.connect() for _ in range(2)]
 
     answers = [sellers[call % 2].get("/order/event-stats") for call in range(25)]
 
     assert [answer.status_code for answer in answers] == [200] * 20 + [429] * 5
-    assert answers[-1].headers["Retry-After"] == "1"
+    assert answers[-1].headers["Retry-After"] == "3"
     assert simulator.look("/stats")["too_many_requests"] == 5
     began = time.monotonic()
-    while sellers[0].get("/order/event-stats").status_code == 429 and time.monotonic() - began < 1.2:
+    while sellers[0].get("/order/event-stats").status_code == 429 and time.monotonic() - began < 3.2:
         time.sleep(0.2)  # each call in the block begins it anew
-    assert time.monotonic() - began >= 1.2
+    assert time.monotonic() - began >= 3.2
 
 
 def test_a_tokens_limit_is_its_own(start: Start) -> None:

@@ -97,7 +97,7 @@ def test_polling_in_haste_is_slowed_down(simulator: Simulator) -> None:
 
 
 def test_refresh_tokens_rotate_with_a_grace(start: Start) -> None:
-    simulator = start("--refresh-grace=0.5")
+    simulator = start("--refresh-grace=3")
     seller = simulator.connect()
 
     first = simulator.token(grant_type="refresh_token", refresh_token=seller.refresh_token)

@@ -26,7 +26,7 @@ async def test_it_calls_notices_blocks_and_gives_every_connection_back(
         opened = await connect(stack, settings(allegro.url), Keyring.parse(KEYS), pool, loops)
         seller = await opened.client.me(token_id)
         await way.limits.block()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             while not opened.limits.blocked_seconds:  # noqa: ASYNC110 - the news comes by itself
                 await asyncio.sleep(0)
 
