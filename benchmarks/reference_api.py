@@ -1,5 +1,6 @@
 """What `bench-api` measures against: a minimal Starlette application that runs the same SQL on asyncpg and answers with
-the same bytes. No validation, no problems, no metrics, no log, no correlation id, no compression.
+the same bytes. It logs each request as uvicorn does by default; no validation, no problems, no metrics, no
+correlation id, no compression.
 
 `python -m benchmarks.reference_api PORT`, with DATABASE_URL.
 """
@@ -73,7 +74,7 @@ def main() -> None:
         ],
         lifespan=_lifespan,
     )
-    uvicorn.run(app, port=int(sys.argv[1]), log_config=None, access_log=False)
+    uvicorn.run(app, port=int(sys.argv[1]))
 
 
 if __name__ == "__main__":

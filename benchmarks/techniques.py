@@ -3,7 +3,8 @@
 - **batches**: records are consumed and published again, as many at a time as there are, against a handler for each
   record, some of them under way at a time, which publishes its own over aiokafka's producer and waits for Kafka's word;
   by the processor's time of this process, since the broker's sets the pace of both.
-- **uvloop**: small questions to PostgreSQL on uvloop, against Python's own event loop.
+- **uvloop**: small questions to PostgreSQL on uvloop, against Python's own event loop; by this process's time as well,
+  since PostgreSQL sets the pace of both.
 - **raw bytes**: an order from Allegro's answer to the record and back, as the bytes that came, against parsing it and
   writing it again on the way; by the same library.
 - **arrays**: orders stored by one statement over arrays, against `executemany` of the same statement, in one
@@ -145,7 +146,7 @@ def _batches(kafka: Kafka, plan: Plan) -> Measure:
 
 
 async def _questions(url: str, number: int) -> float:
-    """Small questions a second that PostgreSQL answers on a few connections at once."""
+    """Small questions to PostgreSQL a CPU second of ours, on a few connections at once."""
     pool = await open_pool(url, service="bench", max_size=_CONNECTIONS)
     try:
 
@@ -155,9 +156,9 @@ async def _questions(url: str, number: int) -> float:
                     await connection.fetchval("SELECT $1::bigint", 1)
 
         await ask()
-        began = time.perf_counter()
+        used = time.process_time()
         await asyncio.gather(*(ask() for _ in range(_CONNECTIONS)))
-        return number / (time.perf_counter() - began)
+        return number / (time.process_time() - used)
     finally:
         pool.terminate()
 
@@ -169,7 +170,7 @@ def _uvloop(stack: BenchStack, plan: Plan) -> Measure:
         lambda: uvloop.run(_questions(url, plan.records)),
         lambda: asyncio.run(_questions(url, plan.records)),
     )
-    return _compared("uvloop instead of asyncio's loop", "questions/s", rates)
+    return _compared("uvloop instead of asyncio's loop", "questions/CPU s", rates)
 
 
 def _raw_bytes(records: Sequence[OrderObserved], plan: Plan) -> Measure:

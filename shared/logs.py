@@ -47,7 +47,8 @@ def scrub(text: str) -> str:
         text = _WEB_TOKENS.sub("***", text)
     if " " in text:
         text = _SPOKEN.sub(r"\1***", text)
-    if "=" in text or ":" in text or "/" in text:
+    lower = text.lower()
+    if "_token" in lower or "device_code" in lower or "client_secret" in lower or "auth/status/" in lower:
         text = _NAMED.sub(r"\1***", text)
     return text
 
@@ -56,12 +57,12 @@ def _scrub_values(value: Any) -> Any:
     match value:
         case str():
             return scrub(value)
+        case None | bool() | int() | float():
+            return value
         case Mapping():
             return {key: _scrub_values(item) for key, item in value.items()}
         case list() | tuple():
             return [_scrub_values(item) for item in value]
-        case None | bool() | int() | float():
-            return value
         case _:
             return scrub(str(value))
 
@@ -69,17 +70,16 @@ def _scrub_values(value: Any) -> Any:
 def _arrange(_logger: Any, _method: str, event: structlog.typing.EventDict) -> Mapping[str, Any]:
     """Bring every record into the documented shape, scrubbed."""
     extra = {key: value for key, value in event.items() if key not in _STANDARD and not key.startswith("_")}
-    arranged = {
+    user = event.get("user_id") or user_id.get() or _users.get(event.get("token_id") or token_id.get() or 0)
+    return {
         "timestamp": event.get("timestamp"),
         "level": event.get("level"),
         "logger": event.get("logger"),
-        "message": event.get("event"),
-        "user_id": event.get("user_id") or user_id.get() or _users.get(event.get("token_id") or token_id.get() or 0),
-        "correlation_id": event.get("correlation_id", correlation_id.get()),
-        "extra": extra,
+        "message": _scrub_values(event.get("event")),
+        "user_id": _scrub_values(user),
+        "correlation_id": _scrub_values(event.get("correlation_id", correlation_id.get())),
+        "extra": _scrub_values(extra),
     }
-    scrubbed: Mapping[str, Any] = _scrub_values(arranged)
-    return scrubbed
 
 
 def formatter() -> logging.Formatter:

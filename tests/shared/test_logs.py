@@ -29,6 +29,7 @@ OPAQUE = "qeRK87eUwzFVT1AdEygGRxsFEO5ZDVXn"
         f"Basic {OPAQUE}==",
         f"Access token expired: {OPAQUE}",
         f"Invalid refresh token: {OPAQUE}",
+        f"REFRESH_TOKEN={OPAQUE}",
         f"grant_type=refresh_token&refresh_token={OPAQUE}&x=1",
         f"https://allegro.pl/auth/oauth/token?device_code={OPAQUE}",
         f"GET /api/v1/tokens/auth/status/{OPAQUE} HTTP/1.1",
