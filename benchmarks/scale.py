@@ -368,6 +368,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--lag-seconds", type=float, default=120.0, help="for which memory is watched")
     parser.add_argument("--idle-seconds", type=float, default=15.0)
     plan = Plan(**vars(parser.parse_args(arguments)))
+    if plan.rounds < 1:
+        parser.error("--rounds: at least 1")
     measures = [*_tokens(plan), *_replicas(plan), *_services(plan)]
     return 0 if report(measures) else 1
 

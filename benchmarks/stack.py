@@ -36,7 +36,7 @@ from shared.topics import Topics, create_topics
 
 NO_LIMITS = ("--client-limit", "0", "--events-limit", "0", "--list-limit", "0", "--detail-limit", "0")
 _CONNECTING = ("--device-limit", "0", "--device-interval", "1")
-_READY_SECONDS = 180.0
+_READY_SECONDS = 100.0
 _CONSENTS_AT_A_TIME = 50
 
 

@@ -243,5 +243,6 @@ def _bars() -> Progress:
 
 def _move(bars: Progress, bar: TaskID, named: dict[str, Any], run: dict[str, Any] | None) -> None:
     """Name the bar by a task or a run, and move it to where the run is, if there is one."""
+    # Drawn now: between two of its own refreshes a state may come and go.
     where = {} if run is None else {"completed": run["orders_processed"], "total": run["orders_expected"]}
     bars.update(bar, description=f"{named['kind']} ({named['status']})", refresh=True, **where)

@@ -27,7 +27,7 @@ SERVERS = ("Kafka", "PostgreSQL")
 # What the product's variables begin with: a demo must not pick up those of whoever runs it.
 OURS = ("ALLEGRO_", "API_", "DATABASE_", "ENCRYPTION_", "ENRICHER_", "KAFKA", "LOG_", "POLLER_", "SYNC_", "WRITER_")
 
-_READY_SECONDS = 180.0
+_READY_SECONDS = 100.0
 _SETUP_SECONDS = 120.0
 _GRACE_SECONDS = 30.0
 

@@ -86,9 +86,9 @@ def formatter() -> logging.Formatter:
     """Makes one line of JSON of a record, whoever's it is, without secrets."""
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
+            structlog.stdlib.ExtraAdder(),  # first: what the others say is not scrubbed
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
         ],
         processors=[

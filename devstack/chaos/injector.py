@@ -37,7 +37,7 @@ from shared.leaderless_group import free_if_leaderless
 from shared.settings import KafkaSettings
 from shared.topics import Topics, create_topics
 
-_READY_SECONDS = 180.0
+_READY_SECONDS = 100.0
 # So long the next fault of a lane waits for the target of the last one; servers that are away hold it up, too.
 _UP_SECONDS = 20.0
 _GROUP_EMPTY_SECONDS = 30.0

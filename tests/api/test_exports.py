@@ -393,7 +393,7 @@ class TestWhatIsInIt:
 _SLOW = """
 ALTER TABLE orders RENAME TO stored_orders;
 CREATE FUNCTION is_read() RETURNS boolean LANGUAGE plpgsql VOLATILE COST 0.0001 AS
-$$ BEGIN PERFORM pg_sleep(0.01); RETURN true; END $$;
+$$ BEGIN PERFORM pg_sleep(0.015); RETURN true; END $$;
 CREATE VIEW orders AS SELECT * FROM stored_orders WHERE is_read();
 """
 
@@ -420,7 +420,7 @@ class TestSparse:
         monkeypatch.setattr(middleware, "_DEADLINE_SECONDS", 2.5)
         await pool.execute("UPDATE orders SET status = 'RARE' WHERE allegro_order_id IN ('order-2', 'order-448')")
         await pool.execute(_SLOW)
-        # To read all of them takes five seconds and more.
+        # To read all of them takes six seconds and more, half of that those of one seller.
         await pool.execute(_LIMITED)
 
         async with serving(settings) as client:

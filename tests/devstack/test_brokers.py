@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from devstack import apache_kafka
 from devstack.apache_kafka import ApacheKafka, KafkaUnavailableError
@@ -210,7 +211,8 @@ async def test_a_topic_is_not_made_by_a_typo(own_broker: Broker, topic_prefix: s
     if isinstance(own_broker, Tansu):
         pytest.skip("the embedded broker has no such switch")
 
-    async with AIOKafkaProducer(bootstrap_servers=own_broker.bootstrap_servers) as producer:
-        await producer.client.fetch_all_metadata()
+    async with AIOKafkaProducer(bootstrap_servers=own_broker.bootstrap_servers, request_timeout_ms=5_000) as producer:
+        with pytest.raises(UnknownTopicOrPartitionError):
+            await producer.send_and_wait(f"{topic_prefix}typo", b"1")
 
     assert f"{topic_prefix}typo" not in await topics(own_broker)

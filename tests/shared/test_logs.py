@@ -30,6 +30,8 @@ OPAQUE = "qeRK87eUwzFVT1AdEygGRxsFEO5ZDVXn"
         f"Access token expired: {OPAQUE}",
         f"Invalid refresh token: {OPAQUE}",
         f"REFRESH_TOKEN={OPAQUE}",
+        f"client_secret={OPAQUE}",
+        f"/auth/device_code/{OPAQUE}/x",
         f"grant_type=refresh_token&refresh_token={OPAQUE}&x=1",
         f"https://allegro.pl/auth/oauth/token?device_code={OPAQUE}",
         f"GET /api/v1/tokens/auth/status/{OPAQUE} HTTP/1.1",
@@ -119,12 +121,13 @@ def test_no_line_holds_a_secret_wherever_it_hides(log_file: Path) -> None:
     logger.info("message %s", JWT)
     logger.info("extra", extra={"error": JWT, "nested": {"list": [JWT, (JWT,)], "error": ValueError(JWT)}})
     logger.info("secret %s", Secret(OPAQUE), extra={"secret": Secret(OPAQUE)})
+    logger.info("by the name of what is told anyway", extra=dict.fromkeys(("level", "logger", "timestamp"), JWT))
     try:
         raise ValueError(f"Invalid refresh token: {JWT}")
     except ValueError:
         logger.exception("with a traceback")
 
     text = log_file.read_text("utf-8")
-    assert len(lines(log_file)) == 4
+    assert len(lines(log_file)) == 5
     assert OPAQUE not in text
     assert not any(part in text for part in JWT.split("."))

@@ -75,7 +75,8 @@ async def test_the_allowance_is_told_beside_what_is_taken_of_it(pool: asyncpg.Po
 class CountingServer:
     """Refuses, as Allegro does, what exceeds the limit in a sliding minute; notes every arrival.
 
-    A tenth more is let through: an arrival is noted late when this process had to wait for its turn.
+    A twentieth more is let through: an arrival is noted late when this process had to wait for its turn. Whether not
+    even one more is asked is for `test_request_limits_pace.py`, where time is counted, and for `make bench-limits`.
     """
 
     def __init__(self, limit: int, minute: float) -> None:
@@ -85,7 +86,7 @@ class CountingServer:
         self._arrived = asyncio.Event()
         self.url = ""
         self.refuse_next = False
-        self._limit, self._minute = 1.1 * limit, minute
+        self._limit, self._minute = 1.05 * limit, minute
         self._recent: deque[float] = deque()
 
     @asynccontextmanager
@@ -222,14 +223,14 @@ async def test_a_429_stops_all_processes_within_a_second_until_its_time_is_over(
         await server.until(LIMIT // 4)
         server.refuse_next = True
         await server.until(len(server.arrivals) + 1)
-        blocked_at = time.monotonic()
         asked = len(server.arrivals)
-        await server.until(asked + 60)
+        blocked_at = server.arrivals[-1]
+        await server.until(asked + 150)
 
     after = [moment - blocked_at for moment in server.arrivals[asked:]]
     at_once = [moment for moment in after if moment < 1.9]
     assert all(moment < 1.0 for moment in at_once)
-    assert len(at_once) < 20
+    assert len(at_once) < 100
     assert len(after) - len(at_once) > 20
 
 

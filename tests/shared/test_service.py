@@ -118,16 +118,16 @@ async def test_a_loop_that_rests_hears_afterwards_what_it_was_told_meanwhile(loo
     now = asyncio.get_running_loop().time
     wake = asyncio.Event()
     work = Work(False)
+    began = now()
     loops.run_every("rester", 3600, work, wake=wake, rest_seconds=0.2)
     await finished(work)
-    began = now()
     work.done.clear()
 
     wake.set()
     await finished(work)
 
     assert work.rounds == 2
-    assert now() - began >= 0.1  # its rest began a moment before
+    assert now() - began >= 0.19  # clocks are coarse
 
 
 async def test_a_loop_that_is_stuck_is_not_alive_although_its_process_is(
