@@ -26,7 +26,7 @@ from devstack.kafka_client import finish
 from devstack.ports import free_port, release
 from devstack.postgres import Postgres
 from devstack.processes import Child
-from devstack.stack import Stack, without_ours
+from devstack.stack import READY_SECONDS, Stack, without_ours
 from shared.allegro.connection import Allegro, connect
 from shared.database import open_pool
 from shared.health import Health
@@ -36,7 +36,6 @@ from shared.topics import Topics, create_topics
 
 NO_LIMITS = ("--client-limit", "0", "--events-limit", "0", "--list-limit", "0", "--detail-limit", "0")
 _CONNECTING = ("--device-limit", "0", "--device-interval", "1")
-_READY_SECONDS = 100.0
 _CONSENTS_AT_A_TIME = 50
 
 
@@ -137,7 +136,7 @@ class BenchStack:
                     started[service].append(self._start(service, number, environment))
             for each in started.values():
                 for replica in each:
-                    replica.child.wait_until_http(f"http://127.0.0.1:{replica.port}/readyz", _READY_SECONDS)
+                    replica.child.wait_until_http(f"http://127.0.0.1:{replica.port}/readyz", READY_SECONDS)
             yield started
         finally:
             # Nothing of a run is kept, so nobody has to finish what is in hand.

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -83,10 +84,17 @@ def _fail_on_leaks(watch: Watch) -> None:
 def pytest_sessionstart() -> None:
     """Apache Kafka is fetched before the first test, whose time has a limit."""
     if _CHOICE["KAFKA"] == "apache" and not _CHOICE["KAFKA_BOOTSTRAP_SERVERS"]:
-        try:
+        with _without_it_no_test():
             jars()
-        except DevstackError as error:
-            pytest.exit(str(error), returncode=1)
+
+
+@contextmanager
+def _without_it_no_test() -> Iterator[None]:
+    """What cannot be had on this machine is said once, in one sentence, instead of by every test."""
+    try:
+        yield
+    except DevstackError as error:
+        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -125,11 +133,9 @@ def server_folder(_no_process_is_left: None, watch: Watch) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres_server(server_folder: Path) -> Iterator[Database]:
     """The PostgreSQL of this session, without durability: only the machine could lose data, and tests keep none."""
-    try:
+    with _without_it_no_test():
         database = choose_database(_CHOICE, server_folder / "postgres", durable=False)
         database.start()
-    except DevstackError as error:
-        pytest.exit(str(error), returncode=1)
 
     yield database
 
@@ -139,11 +145,9 @@ def postgres_server(server_folder: Path) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 def broker(server_folder: Path) -> Iterator[Broker]:
     """The broker of this session. A test that kills or empties a broker starts its own."""
-    try:
+    with _without_it_no_test():
         chosen = choose_broker(_CHOICE, server_folder / "broker")
         chosen.start()
-    except DevstackError as error:
-        pytest.exit(str(error), returncode=1)
 
     yield chosen
 

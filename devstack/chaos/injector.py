@@ -31,13 +31,12 @@ from devstack.errors import DevstackError
 from devstack.postgres import Postgres
 from devstack.processes import Child
 from devstack.secrecy import look_through_answer
-from devstack.stack import Stack
+from devstack.stack import READY_SECONDS, Stack
 from devstack.tansu import Tansu
 from shared.leaderless_group import free_if_leaderless
 from shared.settings import KafkaSettings
 from shared.topics import Topics, create_topics
 
-_READY_SECONDS = 100.0
 # So long the next fault of a lane waits for the target of the last one; servers that are away hold it up, too.
 _UP_SECONDS = 20.0
 _GROUP_EMPTY_SECONDS = 30.0
@@ -626,7 +625,7 @@ class Injector:
     async def until_ready(self) -> None:
         """Wait until every replica says that it is ready."""
         for name, child in self._stack.services.items():
-            await asyncio.to_thread(child.wait_until_http, f"{self._stack.url(name)}/readyz", _READY_SECONDS)
+            await asyncio.to_thread(child.wait_until_http, f"{self._stack.url(name)}/readyz", READY_SECONDS)
 
 
 def _partitions_of(topics: Sequence[str]) -> list[TopicPartition]:
